@@ -1,0 +1,1 @@
+"""What a job is: the program an allocation runs, its stopwatch, and its data (grids, prompts)."""

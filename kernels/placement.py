@@ -1,0 +1,199 @@
+"""Who owns which layers, heads and rows. Integers only, no torch.
+
+The forecast on the login node and the real placement in a job read the same functions, so
+they cannot disagree. Ranks are numbered with the tensor shard fastest, then the stage, then
+the replica: neighbours in a tensor group sit on one node.
+
+    strategy tensor 2 × stages 2          rank 0   rank 1   rank 2   rank 3
+    (4 layers, 8 heads)           layers  0-1      0-1      2-3      2-3
+                                  heads   0-3      4-7      0-3      4-7
+"""
+
+from dataclasses import dataclass
+
+from kernels.shapes import ModelShape, layer_tensors
+
+NAMES = ("single", "model", "pipeline", "tensor", "zero-offload", "data")
+SCHEDULES = ("sequential", "gpipe", "async")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """One way of spreading a model; the degrees multiply to the number of ranks."""
+
+    names: tuple[str, ...]
+    """The parts it is made of, of `NAMES`, in that order."""
+    data: int = 1
+    """Independent replicas of the whole model."""
+    stages: int = 1
+    """Consecutive groups of whole layers (model and pipeline parallel)."""
+    tensor: int = 1
+    """Shards of every layer by heads, feed-forward columns and vocabulary rows."""
+    schedule: str = "sequential"
+    """Of `SCHEDULES`; sequential is model parallel: one batch, one stage at work at a time."""
+    micro_batches: int = 1
+    split: tuple[int, ...] = ()
+    """Layers per stage; empty stands for the equal split."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks, one per device."""
+        return self.data * self.stages * self.tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The part of one checkpoint tensor that a rank owns."""
+
+    source: str
+    """Name in the checkpoint; differs from the parameter's for a tied output head."""
+    dim: int = 0
+    owned: range | None = None
+    """Indices along `dim`; None stands for the whole tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What one rank owns, in global indices."""
+
+    rank: int
+    replica: int
+    stage: int
+    shard: int
+    layers: range
+    heads: range
+    kv_heads: range
+    ffn: range
+    vocab: range
+    is_first: bool
+    """Holds the embedding."""
+    is_last: bool
+    """Holds the final norm and the output head."""
+
+
+def split_evenly(count: int, parts: int) -> list[range]:
+    """`count` indices in `parts` consecutive ranges whose lengths differ by at most one.
+
+    The longer ranges come first: the last stage also computes the output head.
+
+    >>> split_evenly(7, 3)
+    [range(0, 3), range(3, 5), range(5, 7)]
+    """
+    size, longer = divmod(count, parts)
+    starts = [part * size + min(part, longer) for part in range(parts + 1)]
+    return [range(starts[part], starts[part + 1]) for part in range(parts)]
+
+
+def stage_layers(strategy: Strategy, n_layers: int) -> list[range]:
+    """The layers of each stage, first stage first."""
+    if not strategy.split:
+        return split_evenly(n_layers, strategy.stages)
+    starts = [sum(strategy.split[:stage]) for stage in range(strategy.stages + 1)]
+    return [range(starts[stage], starts[stage + 1]) for stage in range(strategy.stages)]
+
+
+def kv_heads_of(shape: ModelShape, tensor: int, shard: int) -> range:
+    """The KV heads that the shard's query heads attend to; replicated where shards outnumber them."""
+    if tensor <= shape.n_kv_heads:
+        return split_evenly(shape.n_kv_heads, tensor)[shard]
+    head = shard * shape.n_kv_heads // tensor
+    return range(head, head + 1)
+
+
+def place(strategy: Strategy, shape: ModelShape, rank: int) -> Placement:
+    """What `rank` owns. The strategy must have passed `impossible`."""
+    shard = rank % strategy.tensor
+    stage = rank // strategy.tensor % strategy.stages
+    return Placement(
+        rank=rank,
+        replica=rank // (strategy.tensor * strategy.stages),
+        stage=stage,
+        shard=shard,
+        layers=stage_layers(strategy, shape.n_layers)[stage],
+        heads=split_evenly(shape.n_heads, strategy.tensor)[shard],
+        kv_heads=kv_heads_of(shape, strategy.tensor, shard),
+        ffn=split_evenly(shape.ffn_dim, strategy.tensor)[shard],
+        vocab=split_evenly(shape.vocab_size, strategy.tensor)[shard],
+        is_first=stage == 0,
+        is_last=stage == strategy.stages - 1,
+    )
+
+
+def owned_slices(placement: Placement, shape: ModelShape) -> dict[str, Slice]:
+    """Parameter name → the part of the checkpoint that the rank holds, in the order of use."""
+    slices: dict[str, Slice] = {}
+    if placement.is_first:
+        slices["tok_embeddings.weight"] = Slice(
+            source="tok_embeddings.weight", dim=0, owned=placement.vocab
+        )
+    for layer in placement.layers:
+        for name in layer_tensors(shape):
+            full = f"layers.{layer}.{name}"
+            dim, owned = _layer_slice(placement, shape, name)
+            slices[full] = Slice(source=full, dim=dim, owned=owned)
+    if placement.is_last:
+        slices["norm.weight"] = Slice(source="norm.weight")
+        head = "tok_embeddings.weight" if shape.tied_embeddings else "output.weight"
+        slices["output.weight"] = Slice(source=head, dim=0, owned=placement.vocab)
+    return slices
+
+
+def _layer_slice(
+    placement: Placement, shape: ModelShape, name: str
+) -> tuple[int, range | None]:
+    # Megatron's pairing: outputs split in the first linear, inputs in the second, one sum after it.
+    width = shape.head_dim
+    part = name.split(".")[1]
+    if part == "wq":
+        return 0, _scaled(placement.heads, width)
+    if part in ("wk", "wv"):
+        return 0, _scaled(placement.kv_heads, width)
+    if part == "wo":
+        return 1, _scaled(placement.heads, width)
+    if part in ("w1", "w3"):
+        return 0, placement.ffn
+    if part == "w2":
+        return 1, placement.ffn
+    return 0, None
+
+
+def _scaled(heads: range, width: int) -> range:
+    return range(heads.start * width, heads.stop * width)
+
+
+def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
+    """Why the model cannot be spread so: one sentence per reason (rule, values, way out); [] if it can."""
+    reasons = []
+    if strategy.tensor > 1 and shape.n_heads % strategy.tensor:
+        ways = [degree for degree in range(1, 17) if shape.n_heads % degree == 0]
+        reasons.append(
+            f"the tensor degree must divide the attention heads: {strategy.tensor} does not divide "
+            f"{shape.n_heads}; take one of {', '.join(map(str, ways))}"
+        )
+    elif strategy.tensor > 1 and max(shape.n_kv_heads, strategy.tensor) % min(
+        shape.n_kv_heads, strategy.tensor
+    ):
+        reasons.append(
+            f"the tensor degree must divide the KV heads or be a multiple of them: "
+            f"{strategy.tensor} and {shape.n_kv_heads} are neither; take another degree"
+        )
+    if strategy.stages > shape.n_layers:
+        reasons.append(
+            f"a stage needs at least one layer: {strategy.stages} stages for {shape.n_layers} "
+            f"layers; take at most {shape.n_layers} stages"
+        )
+    if strategy.split and (
+        len(strategy.split) != strategy.stages
+        or sum(strategy.split) != shape.n_layers
+        or min(strategy.split) < 1
+    ):
+        reasons.append(
+            f"split must give each of {strategy.stages} stages at least one of "
+            f"{shape.n_layers} layers, got {list(strategy.split)}"
+        )
+    if max(strategy.tensor, 1) > shape.ffn_dim or strategy.tensor > shape.vocab_size:
+        reasons.append(
+            f"every shard needs feed-forward columns and vocabulary rows: {strategy.tensor} shards "
+            f"for {shape.ffn_dim} and {shape.vocab_size}; take a lower tensor degree"
+        )
+    return reasons

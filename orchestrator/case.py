@@ -1,0 +1,100 @@
+"""One frozen point of a grid: all that is measured, and nothing about where it runs.
+
+A case is written as JSON by `orch submit` and read by every rank of a job.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import MISSING, asdict, fields
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kernels.placement import Strategy
+from kernels.shapes import DTYPE_BYTES, ModelShape
+
+DType = Literal["float64", "float32", "bfloat16", "float16"]
+assert set(DTYPE_BYTES) == set(DType.__args__)  # type: ignore[attr-defined]
+
+_SHORT_DTYPE = {
+    "float64": "fp64",
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+}
+
+
+class Case(BaseModel):
+    """What is measured. A new field must default to what was done before it existed, so that
+    the ids of finished cases stay what they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: str = Field(min_length=1)
+    """The name the grid gives it."""
+    path: str | None = None
+    """Checkpoint folder as the grid writes it (`$USER` and `~` not expanded)."""
+    random: ModelShape | None = None
+    """Shape of a model with seeded random weights, where there is no checkpoint."""
+    model_seed: int = 0
+    """Seed of random weights."""
+    strategy: str
+    """Readable label, the same for every GPU count of a row; not part of the identity."""
+    spread: Strategy
+    """The strategy with every degree resolved for `gpus`."""
+    gpus: int = Field(ge=1)
+    """Ranks: one GPU each, or one worker process where there is none."""
+    dtype: DType = "bfloat16"
+    batch_size: int = Field(default=4, ge=1)
+    """Sequences in one batch."""
+    prompts: str = "random"
+    """File in Alpaca's schema, or `random`: seeded ids."""
+    prompt_tokens: int | None = Field(default=64, ge=1)
+    """Tokens a prompt is left-padded or cut to; None: the longest of the batch, nothing cut."""
+    new_tokens: int = Field(default=128, ge=1)
+    """Tokens generated per sequence, the first one (of the prefill) included."""
+    warmup: int = Field(default=1, ge=0)
+    """Generations before the clock counts."""
+    repeats: int = Field(default=3, ge=1)
+    """Generations measured."""
+    seed: int = 0
+    """Seed of random prompts and of sampling."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    """0 is greedy."""
+    stop_at_eos: bool = False
+    """End a sequence at its end token; off while measuring, so that the work is fixed."""
+
+    @property
+    def case_id(self) -> str:
+        """Readable slug and a short hash of all that is measured; stable across machines."""
+        names = "+".join(self.spread.names)
+        words = (self.model, names, f"{self.gpus}x", f"b{self.batch_size}")
+        slug = "_".join(_slug(word) for word in (*words, _SHORT_DTYPE[self.dtype]))
+        return f"{slug[:80]}-{_digest(self)}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "x"
+
+
+def _digest(case: Case) -> str:
+    # Defaults are left out, so that a field added later does not rename finished cases.
+    measured = case.model_dump(mode="json", exclude_defaults=True, exclude={"strategy"})
+    measured["spread"] = _without_defaults(case.spread)
+    if case.random is not None:
+        measured["random"] = _without_defaults(case.random)
+    text = json.dumps(
+        measured, sort_keys=True, separators=(",", ":"), ensure_ascii=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _without_defaults(thing: Strategy | ModelShape) -> dict[str, Any]:
+    values = asdict(thing)
+    defaults = {field.name: field.default for field in fields(thing)}
+    return {
+        name: value
+        for name, value in values.items()
+        if defaults[name] is MISSING or value != defaults[name]
+    }

@@ -1,0 +1,295 @@
+"""One folder in results/: the only module that spells file names.
+
+    results/<study>/
+      study.json                     cases in grid order, cluster
+      grid.yaml                      the grid as last submitted
+      cases/<case_id>/case.json
+      cases/<case_id>/pruned.json    why it cannot fit, while that is the forecast
+      cases/<case_id>/attempt-1/     record.json, worker.log, heartbeat.json: never overwritten
+      ledger.jsonl                   what was asked of Slurm or the local runner, and its answer
+      jobs/                          packs, scripts and logs of jobs
+
+Every file is written whole to a temporary name and then given its real one, so that a crash
+leaves either the old file or the new one.
+"""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.case import Case
+from orchestrator.errors import InputError, OrchError, nearest
+from orchestrator.record import Record, RecordError, read_record
+
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def write_whole(file: Path, text: str, *, replace: bool = True) -> None:
+    """Write `text` so that a reader, or a crash, sees all of it or nothing.
+
+    Raises:
+        FileExistsError: `replace` is off and the file is there.
+        OSError: the disk is full, read-only or not there; the old file is as it was.
+    """
+    scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with scratch.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if replace:
+            scratch.replace(file)
+        else:
+            os.link(
+                scratch, file
+            )  # atomic on NFS too, and fails where the name is taken
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run of one case: a numbered folder of its own."""
+
+    case_id: str
+    number: int
+    folder: Path
+
+    @property
+    def record_file(self) -> Path:
+        """Written once, by rank 0 or, where the workers died, by `jobs.launch`."""
+        return self.folder / "record.json"
+
+    @property
+    def log_file(self) -> Path:
+        """What the workers printed."""
+        return self.folder / "worker.log"
+
+    @property
+    def heartbeat_file(self) -> Path:
+        """Progress while it runs, replaced as it goes."""
+        return self.folder / "heartbeat.json"
+
+    def write_record(self, record: Record) -> None:
+        """File the record; FileExistsError where the attempt has one already."""
+        write_whole(
+            self.record_file, record.model_dump_json(indent=1) + "\n", replace=False
+        )
+
+    def read_record(self) -> Record | None:
+        """The record, or None where none was written yet.
+
+        Raises:
+            RecordError: the file is there and is no valid record of this case and attempt.
+        """
+        try:
+            text = self.record_file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(f"{self.record_file} cannot be read: {error}") from error
+        record = read_record(text, str(self.record_file))
+        if (record.case.case_id, record.attempt) != (self.case_id, self.number):
+            raise RecordError(
+                f"{self.record_file} is the record of {record.case.case_id}, attempt "
+                f"{record.attempt}: it does not belong here"
+            )
+        return record
+
+
+class Study:
+    """The files of one study. Reading never writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def grid_file(self) -> Path:
+        """Copy of the grid as last submitted."""
+        return self.folder / "grid.yaml"
+
+    @property
+    def ledger_file(self) -> Path:
+        """See `orchestrator.ledger`."""
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held while a command changes the study."""
+        return self.folder / ".lock"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Packs, scripts and logs of jobs."""
+        return self.folder / "jobs"
+
+    def case_dir(self, case_id: str) -> Path:
+        """The folder of one case."""
+        return self.folder / "cases" / case_id
+
+    def create(self) -> None:
+        """Make the folders; harmless where they are."""
+        (self.folder / "cases").mkdir(parents=True, exist_ok=True)
+        self.jobs_dir.mkdir(exist_ok=True)
+
+    def read_facts(self) -> dict[str, Any]:
+        """study.json: `cases` (ids in grid order) and what `orch submit` noted; {} before it."""
+        file = self.folder / "study.json"
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise OrchError(
+                f"{file} is damaged: {error}; `orch submit` with the study's grid writes it anew"
+            ) from error
+        if not isinstance(facts, dict):
+            raise OrchError(f"{file} is damaged: not an object")
+        return facts
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Replace study.json; under the study's lock."""
+        write_whole(self.folder / "study.json", json.dumps(facts, indent=1) + "\n")
+
+    def file_case(self, case: Case) -> None:
+        """Write case.json, unless it is there."""
+        folder = self.case_dir(case.case_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "case.json").exists():
+            write_whole(folder / "case.json", case.model_dump_json(indent=1) + "\n")
+
+    def read_case(self, case_id: str) -> Case:
+        """The case as filed.
+
+        Raises:
+            OrchError: it is not there or not a case.
+        """
+        file = self.case_dir(case_id) / "case.json"
+        try:
+            return Case.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise OrchError(f"{file} cannot be read as a case: {error}") from error
+
+    def case_ids(self) -> list[str]:
+        """Every case filed here, in grid order."""
+        ordered = self.read_facts().get("cases", [])
+        known = set(ordered)
+        cases = self.folder / "cases"
+        filed = sorted(os.listdir(cases)) if cases.is_dir() else []
+        return [*ordered, *(case_id for case_id in filed if case_id not in known)]
+
+    def prune(self, case_id: str, reason: str) -> None:
+        """Note why a case is not submitted."""
+        write_whole(
+            self.case_dir(case_id) / "pruned.json",
+            json.dumps({"reason": reason}) + "\n",
+        )
+
+    def unprune(self, case_id: str) -> None:
+        """The forecast says that the case fits after all."""
+        (self.case_dir(case_id) / "pruned.json").unlink(missing_ok=True)
+
+    def pruned(self, case_id: str) -> str | None:
+        """Why the case was not submitted, or None."""
+        try:
+            text = (self.case_dir(case_id) / "pruned.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return str(json.loads(text)["reason"])
+
+    def attempts(self, case_id: str) -> list[Attempt]:
+        """All attempts of a case, first one first."""
+        try:
+            names = os.listdir(self.case_dir(case_id))
+        except FileNotFoundError:
+            return []
+        numbers = sorted(
+            int(found[1]) for name in names if (found := _ATTEMPT.fullmatch(name))
+        )
+        return [self._attempt(case_id, number) for number in numbers]
+
+    def open_attempt(self, case_id: str) -> Attempt:
+        """Make the folder of the next attempt; two callers at once get two different ones."""
+        number = max((attempt.number for attempt in self.attempts(case_id)), default=0)
+        while True:
+            number += 1
+            attempt = self._attempt(case_id, number)
+            try:
+                attempt.folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return attempt
+
+    def _attempt(self, case_id: str, number: int) -> Attempt:
+        return Attempt(case_id, number, self.case_dir(case_id) / f"attempt-{number}")
+
+
+def named_study(results: Path, name: str) -> Study:
+    """The study of that name, which may not exist yet.
+
+    Raises:
+        InputError: the name would not be one plain folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"a study's name is letters, digits, '.', '_' and '-', starting with a letter or "
+            f"digit: {name!r} is not; give another with --study"
+        )
+    return Study(results / name)
+
+
+def studies(results: Path) -> list[Study]:
+    """Every study in `results`, the one last submitted to first."""
+    found = [file.parent for file in results.glob("*/study.json")]
+    found.sort(
+        key=lambda folder: (folder / "study.json").stat().st_mtime_ns, reverse=True
+    )
+    return [Study(folder) for folder in found]
+
+
+def find_study(results: Path, name: str | None) -> Study:
+    """The named study, or the one last submitted to.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = studies(results)
+    if name is None:
+        if found:
+            return found[0]
+        raise InputError(
+            f"no study in {results} yet; `orch submit --grid FILE` makes one"
+        )
+    study = named_study(results, name)
+    if study.name not in {each.name for each in found}:
+        hint = (
+            nearest(name, (each.name for each in found))
+            if found
+            else "there is none yet"
+        )
+        raise InputError(f"no study {name!r} in {results}; {hint}")
+    return study
+
+
+def finished(study: Study, case_id: str) -> Iterator[Record]:
+    """The valid records of a case, latest attempt first; damaged ones are passed over."""
+    for attempt in reversed(study.attempts(case_id)):
+        try:
+            record = attempt.read_record()
+        except RecordError:
+            continue
+        if record is not None:
+            yield record
