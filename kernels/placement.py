@@ -93,7 +93,7 @@ def stage_layers(strategy: Strategy, n_layers: int) -> list[range]:
 
 
 def kv_heads_of(shape: ModelShape, tensor: int, shard: int) -> range:
-    """The KV heads that the shard's query heads attend to; replicated where shards outnumber them."""
+    """The KV heads that the shard's query heads attend to; replicated where shards exceed them."""
     if tensor <= shape.n_kv_heads:
         return split_evenly(shape.n_kv_heads, tensor)[shard]
     head = shard * shape.n_kv_heads // tensor
@@ -162,7 +162,7 @@ def _scaled(heads: range, width: int) -> range:
 
 
 def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
-    """Why the model cannot be spread so: one sentence per reason (rule, values, way out); [] if it can."""
+    """Why the model cannot be spread so, one sentence (rule, values, way out) each; [] if it can."""
     reasons = []
     if strategy.tensor > 1 and shape.n_heads % strategy.tensor:
         ways = [degree for degree in range(1, 17) if shape.n_heads % degree == 0]

@@ -65,7 +65,8 @@ class ModelShape:
                 )
         if self.n_heads % self.n_kv_heads:
             raise ShapeError(
-                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}"
+                f"n_heads must be a multiple of n_kv_heads, "
+                f"got {self.n_heads} and {self.n_kv_heads}"
             )
         if not self.head_dim:
             if self.dim % self.n_heads:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from orchestrator.case import Case
 from orchestrator.errors import OrchError
 
-
 Status = Literal["ok", "oom", "invalid", "failed"]
 Cause = Literal[
     "oom_gpu", "oom_host", "timeout", "preempted", "node_fail", "nccl", "launch", "config",
