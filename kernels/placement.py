@@ -162,7 +162,7 @@ def _scaled(heads: range, width: int) -> range:
 
 
 def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
-    """Why the model cannot be spread so, one sentence (rule, values, way out) each; [] if it can."""
+    """Why the model cannot be spread so: a sentence (rule, values, way out) each; [] if it can."""
     reasons = []
     if strategy.tensor > 1 and shape.n_heads % strategy.tensor:
         ways = [degree for degree in range(1, 17) if shape.n_heads % degree == 0]
