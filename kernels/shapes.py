@@ -280,23 +280,24 @@ def read_shape(folder: Path, vocab_size: int | None = None) -> ModelShape:
     )
 
 
-def _known(
-    dim: int,
-    n_layers: int,
-    n_heads: int,
-    n_kv_heads: int,
-    ffn_dim: int,
-    vocab_size: int,
-    **more: Any,
-) -> ModelShape:
+def _known(sizes: tuple[int, int, int, int, int, int], **more: Any) -> ModelShape:
+    dim, n_layers, n_heads, n_kv_heads, ffn_dim, vocab_size = sizes
     return ModelShape(
-        dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
-        ffn_dim=ffn_dim, vocab_size=vocab_size, **more,
-    )  # fmt: skip
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        ffn_dim=ffn_dim,
+        vocab_size=vocab_size,
+        **more,
+    )
 
 
 _LLAMA_3: dict[str, Any] = {"rope_theta": 5e5, "max_seq_len": 8192}
-_LLAMA_3_1 = _LLAMA_3 | {"rope_scaling": RopeScaling(factor=8.0), "max_seq_len": 131072}
+_LLAMA_3_1 = _LLAMA_3 | {
+    "rope_scaling": RopeScaling(factor=8.0),
+    "max_seq_len": 131072,
+}
 _LLAMA_3_2 = _LLAMA_3_1 | {
     "rope_scaling": RopeScaling(factor=32.0),
     "tied_embeddings": True,
@@ -305,25 +306,23 @@ _MISTRAL: dict[str, Any] = {"max_seq_len": 32768}
 _QWEN: dict[str, Any] = {"norm_eps": 1e-6, "rope_theta": 1e6, "qkv_bias": True}
 _QWEN_SMALL = _QWEN | {"tied_embeddings": True, "max_seq_len": 32768}
 
+# fmt: off
 KNOWN: dict[str, ModelShape] = {
-    "llama-2-7b": _known(4096, 32, 32, 32, 11008, 32000),
-    "llama-2-13b": _known(5120, 40, 40, 40, 13824, 32000),
-    "llama-2-70b": _known(8192, 80, 64, 8, 28672, 32000),
-    "llama-3-8b": _known(4096, 32, 32, 8, 14336, 128256, **_LLAMA_3),
-    "llama-3-70b": _known(8192, 80, 64, 8, 28672, 128256, **_LLAMA_3),
-    "llama-3.1-8b": _known(4096, 32, 32, 8, 14336, 128256, **_LLAMA_3_1),
-    "llama-3.1-70b": _known(8192, 80, 64, 8, 28672, 128256, **_LLAMA_3_1),
-    "llama-3.1-405b": _known(16384, 126, 128, 8, 53248, 128256, **_LLAMA_3_1),
-    "llama-3.2-1b": _known(2048, 16, 32, 8, 8192, 128256, **_LLAMA_3_2),
-    "llama-3.2-3b": _known(3072, 28, 24, 8, 8192, 128256, **_LLAMA_3_2),
-    "mistral-7b-v0.1": _known(
-        4096, 32, 32, 8, 14336, 32000, sliding_window=4096, **_MISTRAL
-    ),
-    "mistral-7b-v0.3": _known(
-        4096, 32, 32, 8, 14336, 32768, rope_theta=1e6, **_MISTRAL
-    ),
-    "qwen2.5-0.5b": _known(896, 24, 14, 2, 4864, 151936, **_QWEN_SMALL),
-    "qwen2.5-1.5b": _known(1536, 28, 12, 2, 8960, 151936, **_QWEN_SMALL),
-    "qwen2.5-7b": _known(3584, 28, 28, 4, 18944, 152064, max_seq_len=131072, **_QWEN),
+    "llama-2-7b": _known((4096, 32, 32, 32, 11008, 32000)),
+    "llama-2-13b": _known((5120, 40, 40, 40, 13824, 32000)),
+    "llama-2-70b": _known((8192, 80, 64, 8, 28672, 32000)),
+    "llama-3-8b": _known((4096, 32, 32, 8, 14336, 128256), **_LLAMA_3),
+    "llama-3-70b": _known((8192, 80, 64, 8, 28672, 128256), **_LLAMA_3),
+    "llama-3.1-8b": _known((4096, 32, 32, 8, 14336, 128256), **_LLAMA_3_1),
+    "llama-3.1-70b": _known((8192, 80, 64, 8, 28672, 128256), **_LLAMA_3_1),
+    "llama-3.1-405b": _known((16384, 126, 128, 8, 53248, 128256), **_LLAMA_3_1),
+    "llama-3.2-1b": _known((2048, 16, 32, 8, 8192, 128256), **_LLAMA_3_2),
+    "llama-3.2-3b": _known((3072, 28, 24, 8, 8192, 128256), **_LLAMA_3_2),
+    "mistral-7b-v0.1": _known((4096, 32, 32, 8, 14336, 32000), sliding_window=4096, **_MISTRAL),
+    "mistral-7b-v0.3": _known((4096, 32, 32, 8, 14336, 32768), rope_theta=1e6, **_MISTRAL),
+    "qwen2.5-0.5b": _known((896, 24, 14, 2, 4864, 151936), **_QWEN_SMALL),
+    "qwen2.5-1.5b": _known((1536, 28, 12, 2, 8960, 151936), **_QWEN_SMALL),
+    "qwen2.5-7b": _known((3584, 28, 28, 4, 18944, 152064), max_seq_len=131072, **_QWEN),
 }
+# fmt: on
 """Shapes by name, for planning without a checkpoint at hand."""
