@@ -1,13 +1,10 @@
 """What a Llama-family model's tensors are: names, shapes, bytes. Integers only, no torch.
 
 The names are Meta's (`layers.0.attention.wq.weight`), whatever format a checkpoint has.
-Dimensions: `params.json` and `config.json` of the releases, as listed per model in `KNOWN`.
+`kernels.config_files` reads a shape from a checkpoint's configuration.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -142,142 +139,6 @@ def weight_bytes(shape: ModelShape, dtype: str) -> int:
 def kv_bytes_per_token(shape: ModelShape, dtype: str) -> int:
     """Bytes of keys and values that one token of one sequence leaves in the cache."""
     return 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * DTYPE_BYTES[dtype]
-
-
-def ffn_dim_of(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """Meta's feed-forward width (`FeedForward.__init__` of meta-llama/llama `model.py`)."""
-    hidden = int(2 * (4 * dim) / 3)
-    if multiplier is not None:
-        hidden = int(multiplier * hidden)
-    return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
-
-
-def from_meta(params: Mapping[str, Any], vocab_size: int | None = None) -> ModelShape:
-    """The shape that a Meta `params.json` describes.
-
-    Args:
-        params: the parsed file.
-        vocab_size: used where the file says -1 (Llama-2: "ask the tokenizer").
-
-    Raises:
-        ShapeError: a field is missing or the numbers contradict each other.
-    """
-    vocab = params.get("vocab_size", -1)
-    if vocab < 1:
-        if vocab_size is None:
-            raise ShapeError(
-                "params.json leaves vocab_size to the tokenizer, and none was given"
-            )
-        vocab = vocab_size
-    dim = _field(params, "dim", "params.json")
-    heads = _field(params, "n_heads", "params.json")
-    scaling = RopeScaling(factor=8.0) if params.get("use_scaled_rope") else None
-    return ModelShape(
-        dim=dim,
-        n_layers=_field(params, "n_layers", "params.json"),
-        n_heads=heads,
-        n_kv_heads=params.get("n_kv_heads") or heads,
-        ffn_dim=ffn_dim_of(
-            dim, params.get("multiple_of", 256), params.get("ffn_dim_multiplier")
-        ),
-        vocab_size=vocab,
-        norm_eps=params.get("norm_eps", 1e-5),
-        rope_theta=params.get("rope_theta", 10000.0),
-        rope_scaling=scaling,
-        max_seq_len=131072 if scaling else 4096,
-    )
-
-
-def from_hf(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a Hugging Face `config.json` of the Llama, Mistral or Qwen2 family describes.
-
-    Raises:
-        ShapeError: a field is missing, or the model uses something this Llama does not compute.
-    """
-    kind = config.get("model_type", "llama")
-    if kind not in ("llama", "mistral", "qwen2"):
-        raise ShapeError(
-            f"config.json: model_type must be llama, mistral or qwen2, got {kind!r}"
-        )
-    if config.get("hidden_act", "silu") != "silu":
-        raise ShapeError(
-            f"config.json: hidden_act must be silu, got {config['hidden_act']!r}"
-        )
-    heads = _field(config, "num_attention_heads", "config.json")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = config.get("rope_theta", rope.get("rope_theta", 10000.0))
-    return ModelShape(
-        dim=_field(config, "hidden_size", "config.json"),
-        n_layers=_field(config, "num_hidden_layers", "config.json"),
-        n_heads=heads,
-        n_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or 0,
-        ffn_dim=_field(config, "intermediate_size", "config.json"),
-        vocab_size=_field(config, "vocab_size", "config.json"),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(theta),
-        rope_scaling=_hf_rope_scaling(rope),
-        max_seq_len=config.get("max_position_embeddings", 2048),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=bool(config.get("attention_bias", kind == "qwen2")),
-        sliding_window=_hf_window(config, kind),
-    )
-
-
-def _hf_rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ShapeError(
-            f"config.json: rope type must be default or llama3, got {kind!r}"
-        )
-    return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_seq_len=int(rope["original_max_position_embeddings"]),
-    )
-
-
-def _hf_window(config: Mapping[str, Any], kind: str) -> int | None:
-    # Qwen2 configurations carry a sliding_window that use_sliding_window switches off.
-    if kind == "llama" or (
-        kind == "qwen2" and not config.get("use_sliding_window", False)
-    ):
-        return None
-    window = config.get("sliding_window")
-    return None if window is None else int(window)
-
-
-def _field(config: Mapping[str, Any], name: str, file: str) -> int:
-    if name not in config:
-        raise ShapeError(f"{file} has no {name!r}")
-    return int(config[name])
-
-
-def read_shape(folder: Path, vocab_size: int | None = None) -> ModelShape:
-    """The shape of the checkpoint in `folder`, Meta or Hugging Face, told apart by its files.
-
-    Raises:
-        ShapeError: neither file is there, it is not JSON, or it describes no Llama we know.
-    """
-    for name in ("config.json", "params.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            described = json.loads(file.read_text())
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ShapeError(f"{file} is not JSON: {error}") from error
-        return (
-            from_hf(described)
-            if name == "config.json"
-            else from_meta(described, vocab_size)
-        )
-    raise ShapeError(
-        f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta)"
-    )
 
 
 def _known(sizes: tuple[int, int, int, int, int, int], **more: Any) -> ModelShape:
