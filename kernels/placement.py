@@ -10,11 +10,15 @@ the replica: neighbours in a tensor group sit on one node.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kernels.shapes import ModelShape, layer_tensors
 
 NAMES = ("single", "model", "pipeline", "tensor", "zero-offload", "data")
 SCHEDULES = ("sequential", "gpipe", "async")
+BALANCES = ("equal", "profiled")
+SOURCES = ("host", "disk")
+KV_PLACES = ("device", "host")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class Strategy:
     names: tuple[str, ...]
     """The parts it is made of, of `NAMES`, in that order."""
     data: int = 1
-    """Independent replicas of the whole model."""
+    """Independent replicas of the whole model; each takes its share of the batch's rows."""
     stages: int = 1
     """Consecutive groups of whole layers (model and pipeline parallel)."""
     tensor: int = 1
@@ -32,8 +36,28 @@ class Strategy:
     schedule: str = "sequential"
     """Of `SCHEDULES`; sequential is model parallel: one batch, one stage at work at a time."""
     micro_batches: int = 1
+    """Parts the sequences in flight are cut into while decoding, each with a KV lane."""
+    prefill_micro_batches: int = 0
+    """The same during the prefill; 0 stands for `micro_batches`."""
+    in_flight: int = 0
+    """Sequences in flight at once, a multiple of the batch; 0 stands for the batch."""
     split: tuple[int, ...] = ()
-    """Layers per stage; empty stands for the equal split."""
+    """Layers per stage; empty stands for what `balance` says."""
+    balance: str = "equal"
+    """Of `BALANCES`: equal layer counts, or PipeDream's partition of a profile."""
+    resident: float | Literal["auto"] = 0.0
+    """zero-offload: share of the layers that stays on the device; auto: as many as fit."""
+    source: str = "host"
+    """zero-offload: of `SOURCES`, where the streamed weights wait: host memory or files."""
+    kv: str = "device"
+    """zero-offload: of `KV_PLACES`, where keys and values are kept."""
+    memory_budget_bytes: int = 0
+    """zero-offload: what the weights on one device may take; 0 stands for no limit."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether weights are streamed to the device while it computes."""
+        return "zero-offload" in self.names
 
     @property
     def world_size(self) -> int:

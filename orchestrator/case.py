@@ -7,9 +7,9 @@ import hashlib
 import json
 import re
 from dataclasses import MISSING, asdict, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kernels.placement import Strategy
 from kernels.shapes import DTYPE_BYTES, ModelShape
@@ -37,7 +37,7 @@ class Case(BaseModel):
     """Checkpoint folder as the grid writes it (`$USER` and `~` not expanded)."""
     random: ModelShape | None = None
     """Shape of a model with seeded random weights, where there is no checkpoint."""
-    model_seed: int = 0
+    model_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of random weights."""
     strategy: str
     """Readable label, the same for every GPU count of a row; not part of the identity."""
@@ -58,12 +58,31 @@ class Case(BaseModel):
     """Generations before the clock counts."""
     repeats: int = Field(default=3, ge=1)
     """Generations measured."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of random prompts and of sampling."""
-    temperature: float = Field(default=0.0, ge=0.0)
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """0 is greedy."""
     stop_at_eos: bool = False
     """End a sequence at its end token; off while measuring, so that the work is fixed."""
+
+    @field_validator("random", "spread", mode="before")
+    @classmethod
+    def _no_unknown_field(cls, value: Any) -> Any:
+        # pydantic drops what a plain dataclass does not have: a newer orch's option, say
+        known = {field.name for of in (Strategy, ModelShape) for field in fields(of)}
+        if isinstance(value, dict) and (unknown := value.keys() - known):
+            raise ValueError(f"unknown field {', '.join(sorted(unknown))}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.spread.world_size != self.gpus:
+            raise ValueError(
+                f"the degrees must multiply to gpus: {self.spread.world_size} and {self.gpus}"
+            )
+        if self.path is not None and self.random is not None:
+            raise ValueError("weights come from path or are random, not both")
+        return self
 
     @property
     def case_id(self) -> str:
