@@ -68,11 +68,16 @@ class Case(BaseModel):
     @field_validator("random", "spread", mode="before")
     @classmethod
     def _no_unknown_field(cls, value: Any) -> Any:
-        # pydantic drops what a plain dataclass does not have: a newer orch's option, say
+        # pydantic drops what a plain dataclass lacks: an option of a newer orch, say
+        if not isinstance(value, dict):
+            return value
         known = {field.name for of in (Strategy, ModelShape) for field in fields(of)}
-        if isinstance(value, dict) and (unknown := value.keys() - known):
+        if unknown := value.keys() - known:
             raise ValueError(f"unknown field {', '.join(sorted(unknown))}")
-        return value
+        return {
+            name: tuple(of) if isinstance(of, list) else of
+            for name, of in value.items()
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
