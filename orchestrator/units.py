@@ -1,0 +1,65 @@
+"""Durations and sizes as people write them, and as Slurm wants them."""
+
+import re
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_BYTES = {
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
+
+
+def seconds(text: str) -> int:
+    """Whole seconds of `30min`, `4 h` or `1.5 d`.
+
+    Raises:
+        ValueError: no number with a unit that is known.
+    """
+    return _quantity(text, _SECONDS, "30min")
+
+
+def num_bytes(text: str) -> int:
+    """Bytes of `79 GiB` or `500 GB`.
+
+    Raises:
+        ValueError: no number with a unit that is known.
+    """
+    return _quantity(text, _BYTES, "16GiB")
+
+
+def _quantity(text: str, units: dict[str, int], example: str) -> int:
+    found = _QUANTITY.fullmatch(text)
+    if found is None or found[2] not in units:
+        raise ValueError(
+            f"must be a number and a unit ({', '.join(units)}), such as {example!r}, got {text!r}"
+        )
+    return round(float(found[1]) * units[found[2]])
+
+
+def slurm_time(total_s: int) -> str:
+    """Slurm's `D-HH:MM:SS`, days left out where there are none.
+
+    >>> slurm_time(5400), slurm_time(90061)
+    ('01:30:00', '1-01:01:01')
+    """
+    days, rest = divmod(total_s, 86400)
+    clock = f"{rest // 3600:02}:{rest % 3600 // 60:02}:{rest % 60:02}"
+    return f"{days}-{clock}" if days else clock
+
+
+def slurm_seconds(text: str) -> int | None:
+    """Seconds of Slurm's `[D-][HH:]MM:SS`; None of `UNLIMITED`, `Partition_Limit`, `INVALID`.
+
+    >>> slurm_seconds("1-02:03:04"), slurm_seconds("5:07"), slurm_seconds("UNLIMITED")
+    (93784, 307, None)
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text.strip())
+    if found is None:
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
