@@ -25,8 +25,10 @@ from orchestrator.errors import InputError, nearest
 PROFILES = Path(__file__).parents[1] / "jobs" / "clusters"
 
 
-class Cluster(Strict):
+class Cluster(BaseModel):
     """One site."""
+
+    model_config = Strict.model_config
 
     name: Line
     about: Line
