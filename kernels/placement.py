@@ -28,7 +28,7 @@ class Strategy:
     names: tuple[str, ...]
     """The parts it is made of, of `NAMES`, in that order."""
     data: int = 1
-    """Independent replicas of the whole model; each takes its share of the batch's rows."""
+    """Independent replicas of the whole model, each with a batch of its own."""
     stages: int = 1
     """Consecutive groups of whole layers (model and pipeline parallel)."""
     tensor: int = 1
@@ -40,7 +40,7 @@ class Strategy:
     prefill_micro_batches: int = 0
     """The same during the prefill; 0 stands for `micro_batches`."""
     in_flight: int = 0
-    """Sequences in flight at once, a multiple of the batch; 0 stands for the batch."""
+    """Sequences in flight at once in each replica, a multiple of the batch; 0: the batch."""
     split: tuple[int, ...] = ()
     """Layers per stage; empty stands for what `balance` says."""
     balance: str = "equal"
@@ -63,6 +63,10 @@ class Strategy:
     def world_size(self) -> int:
         """Number of ranks, one per device."""
         return self.data * self.stages * self.tensor
+
+    def sequences(self, batch_size: int) -> int:
+        """All sequences of one generation: those in flight in every replica."""
+        return self.data * (self.in_flight or batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
