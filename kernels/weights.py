@@ -5,17 +5,20 @@ rotary layout, whatever the checkpoint has.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from kernels.checkpoint_files import WeightsError
+from kernels.hf_checkpoint import HfCheckpoint
+from kernels.meta_checkpoint import MetaCheckpoint
 from kernels.placement import Slice
 from kernels.random_weights import RandomWeights
 from kernels.shapes import ModelShape
 
-__all__ = ["RandomWeights", "Weights", "WeightsError", "load_into"]
+__all__ = ["RandomWeights", "Weights", "WeightsError", "load_into", "open_weights"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all, after each tensor."""
@@ -40,6 +43,24 @@ class Weights(Protocol):
         Raises:
             WeightsError: the tensor is missing or has another shape; names tensor and file.
         """
+
+
+def open_weights(folder: Path | str) -> Weights:
+    """The checkpoint in `folder`, Meta's or Hugging Face's layout, told apart by its files.
+
+    Raises:
+        WeightsError: it is neither, or not complete.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is no folder; give the folder of a checkpoint")
+    if (folder / "config.json").is_file():
+        return HfCheckpoint(folder)
+    if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
+        return MetaCheckpoint(folder)
+    raise WeightsError(
+        f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta)"
+    )
 
 
 def load_into(
