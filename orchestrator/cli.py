@@ -1,0 +1,155 @@
+"""The commands a person types: parse, call one function, say what it returns.
+
+Data goes to stdout, talk and progress to stderr. Exit 2 for misuse, 1 for failure. Everything
+heavy is imported by the command that needs it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from orchestrator.checkout import checkout
+from orchestrator.errors import OrchError
+
+FORMATS = ("csv", "markdown", "latex", "json", "parquet")
+
+
+def _complete_study(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    folder = context.params.get("results") or os.environ.get("ORCH_RESULTS")
+    results = Path(folder) if folder else checkout() / "results"
+    names = sorted(file.parent.name for file in results.glob("*/study.json"))
+    return [CompletionItem(name) for name in names if name.startswith(typed)]
+
+
+def _complete_cluster(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    names = sorted(file.stem for file in checkout().glob("jobs/clusters/*.yaml"))
+    return [CompletionItem(name) for name in names if name.startswith(typed)]
+
+
+def _complete_metric(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    from orchestrator.metrics import METRICS
+
+    return [CompletionItem(name) for name in METRICS if name.startswith(typed)]
+
+
+_results = click.option(
+    "--results", type=click.Path(file_okay=False, path_type=Path),
+    envvar="ORCH_RESULTS", show_envvar=True, is_eager=True,
+    help="Folder of the studies.  [default: results/ of the checkout]",
+)  # fmt: skip
+_study = click.option(
+    "--study", metavar="NAME", shell_complete=_complete_study,
+    help="Which study.  [default: the one last submitted to]",
+)  # fmt: skip
+
+
+def _results_folder(given: Path | None) -> Path:
+    root = checkout()
+    return (given or root / "results").resolve()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="orch-bench", prog_name="orch")
+def orch() -> None:
+    """Measure ways of spreading a Llama over GPUs: a grid in, a comparison table out."""
+
+
+@orch.command()
+@click.option(
+    "--grid", required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file: axes, fixed values, cluster.",
+)  # fmt: skip
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be submitted; do nothing."
+)
+@click.option(
+    "--cluster", metavar="NAME", shell_complete=_complete_cluster,
+    help="Where to run: a profile of jobs/clusters or a file.  [default: the grid's]",
+)  # fmt: skip
+@click.option(
+    "--study", metavar="NAME", shell_complete=_complete_study,
+    help="Folder under the results.  [default: the grid's]",
+)  # fmt: skip
+@click.option("--subset", metavar="NAME", help="Only this named subset of the grid.")
+@click.option("--wait", is_flag=True, help="Stay until every case ended.")
+@_results
+def submit(
+    grid: Path,
+    dry_run: bool,
+    cluster: str | None,
+    study: str | None,
+    subset: str | None,
+    wait: bool,
+    results: Path | None,
+) -> None:
+    """Submit the cases of a grid that are not done yet."""
+    from orchestrator import submit as verb
+
+    folder = _results_folder(results)
+    plan = verb.Request(grid, folder, cluster, study, subset)
+    sys.exit(verb.dry_run(plan) if dry_run else verb.submit(plan, wait=wait))
+
+
+@orch.command()
+@_study
+@click.option(
+    "--watch", is_flag=True, help="Show it again as it changes, until all ended."
+)
+@click.option("--json", "as_json", is_flag=True, help="A list of rows on stdout.")
+@_results
+def status(study: str | None, watch: bool, as_json: bool, results: Path | None) -> None:
+    """What runs, what waits, what failed and why."""
+    from orchestrator import status as verb
+
+    folder = _results_folder(results)
+    if watch and as_json:
+        raise click.UsageError("--watch is for people: take it or --json, not both")
+    sys.exit(verb.show(folder, study, watch=watch, as_json=as_json))
+
+
+@orch.command()
+@_study
+@click.option("--long", is_flag=True, help="One row per case with every metric.")
+@click.option(
+    "--format", "kind", type=click.Choice(FORMATS), default="csv", show_default=True,
+    help="How stdout is written.",
+)  # fmt: skip
+@click.option(
+    "--metric", metavar="NAME", default="output_tok_per_s", show_default=True,
+    shell_complete=_complete_metric, help="What the cells of the table show.",
+)  # fmt: skip
+@_results
+def collect(
+    study: str | None, long: bool, kind: str, metric: str, results: Path | None
+) -> None:
+    """The comparison table: a row per model and strategy, a column per GPU count."""
+    from orchestrator import collect as verb
+
+    folder = _results_folder(results)
+    verb.collect(folder, study, long=long, kind=kind, metric=metric)
+
+
+def main() -> None:
+    """The `orch` program."""
+    try:
+        orch(prog_name="orch")
+    except OrchError as error:
+        click.echo(f"orch: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"orch: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

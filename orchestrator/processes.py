@@ -1,0 +1,24 @@
+"""Whether a process of this machine still runs, told from a later one with the same number."""
+
+import psutil
+
+_SLACK_S = (
+    2.0  # the kernel's boot time, which start times are counted from, is adjusted
+)
+
+
+def start_time(pid: int) -> float | None:
+    """When the process started, in seconds since the epoch; None where there is none."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return float(process.create_time())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+def still_runs(pid: int, started: float) -> bool:
+    """Whether process `pid` runs and is the one that started then."""
+    found = start_time(pid)
+    return found is not None and abs(found - started) <= _SLACK_S
