@@ -63,6 +63,18 @@ class RankFacts(_Strict):
     """Bytes of the parameters this rank holds."""
 
 
+class Heartbeat(_Strict):
+    """Progress of a running attempt: heartbeat.json, replaced as the attempt goes on."""
+
+    at: datetime
+    phase: Annotated[str, Field(min_length=1, max_length=40)]
+    """What it does now: loading, warm-up, measuring …"""
+    done: int = Field(default=0, ge=0)
+    total: int = Field(default=0, ge=0)
+    """Steps of the whole attempt, where they are known: `done` of them are behind it."""
+    host: str = ""
+
+
 class Record(_Strict):
     """The outcome of one attempt of one case."""
 
