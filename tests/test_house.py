@@ -15,6 +15,7 @@ PACKAGES = ("orchestrator", "kernels", "jobs")
 # The allowed arrows: module prefix → what of ours it may import.
 INTEGERS = {
     "kernels.shapes",
+    "kernels.config_files",
     "kernels.placement",
     "kernels.schedule",
     "kernels.partition",
