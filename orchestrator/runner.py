@@ -11,14 +11,11 @@ so that after a crash between the two, `runner.find` tells whether the key was a
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from orchestrator.case import Case
 from orchestrator.pack import Pack
 from orchestrator.study import Study
-
-if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster
 
 State = Literal["pending", "running", "ended", "unknown"]
 """`ended`: it runs no more, however it ended, or the scheduler answers and knows it no more.
@@ -57,8 +54,6 @@ class Runner(Protocol):
 
     name: str
     """`local` or `slurm`; stands in the ledger."""
-    cluster: str
-    """Name (or file) of the cluster profile; stands in the ledger."""
 
     def batches(self, cases: Sequence[Case]) -> list[Batch]:
         """How the cases would go out; writes and starts nothing."""
@@ -88,14 +83,3 @@ class Runner(Protocol):
 
     def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
         """End these jobs, by id only."""
-
-
-def runner_for(cluster: "Cluster") -> Runner:
-    """The runner of that cluster."""
-    if cluster.kind == "local":
-        from orchestrator.local import LocalRunner
-
-        return LocalRunner(cluster)
-    from orchestrator.slurm import SlurmRunner
-
-    return SlurmRunner(cluster)

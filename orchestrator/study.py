@@ -7,10 +7,11 @@
       cases/<case_id>/pruned.json    why it cannot fit, while that is the forecast
       cases/<case_id>/attempt-1/     record.json, worker.log, heartbeat.json: never overwritten
       ledger.jsonl                   what was asked of Slurm or the local runner, and its answer
-      jobs/                          packs, scripts and logs of jobs
+      jobs/<key>/                    packs, scripts and logs of the jobs of one submission
 
 Every file is written whole to a temporary name and then given its real one, so that a crash
-leaves either the old file or the new one.
+of the program leaves either the old file or the new one. What can be written again from the
+grid (cases, packs) is not forced to the disk, so that a thousand cases take a second.
 """
 
 import json
@@ -32,8 +33,14 @@ _ATTEMPT = re.compile(r"attempt-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def write_whole(file: Path, text: str, *, replace: bool = True) -> None:
+def write_whole(
+    file: Path, text: str, *, replace: bool = True, durable: bool = True
+) -> None:
     """Write `text` so that a reader, or a crash, sees all of it or nothing.
+
+    Args:
+        replace: put it in the place of a file of that name.
+        durable: on disk when this returns, so that a power cut spares it too.
 
     Raises:
         FileExistsError: `replace` is off and the file is there.
@@ -44,13 +51,13 @@ def write_whole(file: Path, text: str, *, replace: bool = True) -> None:
         with scratch.open("x", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         if replace:
             scratch.replace(file)
         else:
-            os.link(
-                scratch, file
-            )  # atomic on NFS too, and fails where the name is taken
+            # Atomic on NFS too, and fails where the name is taken.
+            os.link(scratch, file)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -136,6 +143,14 @@ class Study:
         """Packs, scripts and logs of jobs."""
         return self.folder / "jobs"
 
+    def job_dir(self, key: str) -> Path:
+        """What belongs to the jobs of one submission."""
+        return self.jobs_dir / key
+
+    def pack_file(self, key: str, index: int) -> Path:
+        """The pack of the submission's `index`-th job, from 0."""
+        return self.job_dir(key) / f"pack-{index}.json"
+
     def case_dir(self, case_id: str) -> Path:
         """The folder of one case."""
         return self.folder / "cases" / case_id
@@ -165,11 +180,15 @@ class Study:
         write_whole(self.folder / "study.json", json.dumps(facts, indent=1) + "\n")
 
     def file_case(self, case: Case) -> None:
-        """Write case.json, unless it is there."""
-        folder = self.case_dir(case.case_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "case.json").exists():
-            write_whole(folder / "case.json", case.model_dump_json(indent=1) + "\n")
+        """Write case.json, unless it is there and says the same."""
+        file = self.case_dir(case.case_id) / "case.json"
+        text = case.model_dump_json(indent=1) + "\n"
+        try:
+            if file.read_bytes() == text.encode():
+                return
+        except FileNotFoundError:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, text, durable=False)
 
     def read_case(self, case_id: str) -> Case:
         """The case as filed.
@@ -196,6 +215,7 @@ class Study:
         write_whole(
             self.case_dir(case_id) / "pruned.json",
             json.dumps({"reason": reason}) + "\n",
+            durable=False,
         )
 
     def unprune(self, case_id: str) -> None:
