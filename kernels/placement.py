@@ -147,6 +147,32 @@ def place(strategy: Strategy, shape: ModelShape, rank: int) -> Placement:
     )
 
 
+def axis_groups(strategy: Strategy) -> dict[str, list[list[int]]]:
+    """Axis (`data`, `stages`, `tensor`) → the groups of ranks that differ only along it.
+
+    >>> axis_groups(Strategy(names=("tensor", "model"), stages=2, tensor=2))["stages"]
+    [[0, 2], [1, 3]]
+    """
+    strides = {
+        "data": strategy.stages * strategy.tensor,
+        "stages": strategy.tensor,
+        "tensor": 1,
+    }
+    sizes = {
+        "data": strategy.data,
+        "stages": strategy.stages,
+        "tensor": strategy.tensor,
+    }
+    return {
+        axis: [
+            [first + step * stride for step in range(sizes[axis])]
+            for first in range(strategy.world_size)
+            if first // stride % sizes[axis] == 0
+        ]
+        for axis, stride in strides.items()
+    }
+
+
 def owned_slices(placement: Placement, shape: ModelShape) -> dict[str, Slice]:
     """Parameter name → the part of the checkpoint that the rank holds, in the order of use."""
     slices: dict[str, Slice] = {}

@@ -1,0 +1,187 @@
+"""Batches of prompts, and how the next token is chosen. All on the device, no waiting for it.
+
+Sampling draws no state: the noise of a token is a function of the seed, its index, its row in
+the whole batch and its id. So every strategy, shard and micro-batch draws the same.
+
+Shapes, in names: B rows, T tokens of a prompt, N new tokens, V vocabulary, E end ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.world import Group
+
+NOTHING = -1
+"""Stands after a row's end in generated ids, where generation stops at end tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts left-padded to one length."""
+
+    ids_BT: Tensor
+    pad_B: Tensor
+    """Padding tokens (id 0) at the front of each row."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], length: int | None = None) -> "Batch":
+        """These token ids, padded to `length` or to the longest of them.
+
+        Raises:
+            ValueError: no prompts, an empty one, or one longer than `length`.
+        """
+        if not prompts or not all(prompts):
+            raise ValueError("a batch needs prompts of at least one token each")
+        longest = max(map(len, prompts))
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(
+                f"a prompt of {longest} tokens does not fit a batch {length} tokens long; "
+                f"cut it or take a longer batch"
+            )
+        pads = [length - len(prompt) for prompt in prompts]
+        ids = [
+            [0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)
+        ]
+        return cls(torch.tensor(ids), torch.tensor(pads))
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.ids_BT.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens of every row, padding included."""
+        return self.ids_BT.shape[1]
+
+    def rows(self, rows: range) -> "Batch":
+        """Some consecutive rows, at the same length."""
+        part = slice(rows.start, rows.stop)
+        return Batch(self.ids_BT[part], self.pad_B[part])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(self.ids_BT.to(device), self.pad_B.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What to generate."""
+
+    new_tokens: int
+    """Per row, the one that the prefill gives included."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    eos_ids: tuple[int, ...] = ()
+    """Any of these ends a row."""
+    stop_at_eos: bool = False
+    """Off: every row gets all its tokens, as measuring wants. On: rows end at an end token,
+    which is the last one kept, and generation stops once all have ended."""
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 1:
+            raise ValueError(f"new_tokens must be at least 1, got {self.new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if self.stop_at_eos and not self.eos_ids:
+            raise ValueError(
+                "stop_at_eos needs eos_ids; give the tokenizer's or turn it off"
+            )
+
+
+class NewTokens:
+    """The tokens generated for some rows so far, and which rows have ended."""
+
+    def __init__(
+        self, rows: range, generation: Generation, device: torch.device
+    ) -> None:
+        self.generation = generation
+        self.row_B = torch.arange(rows.start, rows.stop, device=device)
+        """Places in the whole batch, on which sampling depends."""
+        self.ids_BN = torch.full(
+            (len(rows), generation.new_tokens), NOTHING, device=device
+        )
+        self.index = torch.zeros(1, dtype=torch.int64, device=device)
+        """Of the next token; a tensor, so that a graph can replay the step."""
+        self.last_B = torch.zeros_like(self.row_B)
+        """What the next step reads."""
+        self._ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        self._eos_E = torch.tensor(generation.eos_ids, dtype=torch.int64, device=device)
+
+    def append(self, ids_B: Tensor) -> None:
+        """Add each row's next token; an ended row gets `NOTHING`, whatever was chosen for it."""
+        kept_B = ids_B
+        if self.generation.stop_at_eos:
+            kept_B = ids_B.masked_fill(self._ended_B, NOTHING)
+            self._ended_B |= (ids_B[:, None] == self._eos_E).any(1)
+        self.ids_BN.index_copy_(1, self.index, kept_B[:, None])
+        self.last_B.copy_(ids_B)
+        self.index += 1
+
+    def all_ended(self) -> bool:
+        """Whether nothing is left to do. Waits for the device, if rows may end at all."""
+        return self.generation.stop_at_eos and bool(self._ended_B.all())
+
+
+def choose(logits_BV: Tensor, tokens: NewTokens, vocab: range, shards: Group) -> Tensor:
+    """Each row's next id [B], the same on every rank of `shards`; of equals the lowest.
+
+    Args:
+        logits_BV: this rank's part of the vocabulary.
+        tokens: the rows and what to do with them.
+        vocab: the ids of this rank's part, in ascending order over `shards`.
+        shards: the ranks that hold the other parts.
+    """
+    temperature = tokens.generation.temperature
+    if temperature > 0:
+        logits_BV = logits_BV / temperature + gumbel_noise(tokens, vocab)
+    best_B, index_B = logits_BV.max(dim=-1)
+    id_B = index_B + vocab.start
+    if shards.size == 1:
+        return id_B
+    # One message for both: fp64 holds every score and every id exactly.
+    message = torch.stack([best_B.double(), id_B.double()])
+    best_GB, id_GB = shards.all_gather(message).unbind(1)
+    # The first of equal maxima is the lowest shard, so the lowest id.
+    winner_1B = best_GB.argmax(0, keepdim=True)
+    return id_GB.gather(0, winner_1B)[0].long()
+
+
+def gumbel_noise(tokens: NewTokens, vocab: range) -> Tensor:
+    """Noise [B, V] whose largest sum with the logits is a draw from their softmax.
+
+    From Gumbel's distribution, hashed from (seed, token index, row, id): no generator state.
+    """
+    ids_V = torch.arange(vocab.start, vocab.stop, device=tokens.row_B.device)
+    hashed = _mix(tokens.index + _mixed_seed(tokens.generation.seed))
+    hashed_BV = _mix(_mix(hashed + tokens.row_B)[:, None] + ids_V)
+    # 23 bits and a half: never 0 or 1, exact in fp32.
+    uniform_BV = ((hashed_BV & 0x7FFFFF).float() + 0.5) / 2**23
+    return -torch.log(-torch.log(uniform_BV))
+
+
+def _mix(x: Tensor) -> Tensor:
+    # The finaliser of splitmix64 (Steele, Lea, Flood 2014); int64 wraps as uint64 does.
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    # torch shifts the sign in; a hash must shift zeros in.
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    return (x & (2**64 - 1)) - (2**64 if x & 2**63 else 0)
+
+
+def _mixed_seed(seed: int) -> int:
+    # Spread, so that neighbouring seeds and token indices never meet.
+    return _signed((seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) & (2**64 - 1))

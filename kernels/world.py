@@ -1,0 +1,190 @@
+"""The ranks of a run, and what they say to each other.
+
+`World.from_environment` is the only reader of torchrun's variables; everything else is handed
+a world. A group of one rank never touches torch.distributed, so a single-device run needs no
+process group at all.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# torch 2.13 renamed it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class WorldError(ValueError):
+    """The environment describes no world that this machine can hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """All ranks of a run, seen from one of them."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Index among the ranks of this node; picks the GPU."""
+    size: int = 1
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def from_environment(cls, device: str | None = None) -> "World":
+        """The world that torchrun's variables describe; of one rank where they are absent.
+
+        Args:
+            device: `cpu` or `cuda`; None takes a GPU where there is one.
+
+        Raises:
+            WorldError: a variable is no number, or there are fewer GPUs than local ranks.
+        """
+        rank, size, local_rank, local_size = (
+            _number(os.environ, name, default)
+            for name, default in (
+                ("RANK", 0),
+                ("WORLD_SIZE", 1),
+                ("LOCAL_RANK", 0),
+                ("LOCAL_WORLD_SIZE", 1),
+            )
+        )
+        return cls(
+            rank=rank,
+            local_rank=local_rank,
+            size=size,
+            local_size=local_size,
+            device=_device(device, local_rank, local_size),
+        )
+
+    def group(self, ranks: Sequence[int]) -> "Group":
+        """These ranks as one group. Every rank of the world makes every group, in one order."""
+        ranks = tuple(ranks)
+        if len(ranks) == 1 or self.size == 1:
+            return Group(ranks, self.rank, None)
+        return Group(ranks, self.rank, dist.new_group(list(ranks)))
+
+    def group_among(self, partition: Sequence[Sequence[int]]) -> "Group":
+        """The group of `partition` that holds this rank; makes the others on the way."""
+        groups = [self.group(ranks) for ranks in partition]
+        return next(group for group in groups if self.rank in group.ranks)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise WorldError(
+            f"{name} must be a whole number, got {text!r}; start through torchrun "
+            f"or leave it unset"
+        ) from None
+
+
+def _device(kind: str | None, local_rank: int, local_size: int) -> torch.device:
+    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind != "cuda":
+        return torch.device(kind)
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise WorldError(
+            f"each rank needs a GPU of its own: {local_size} local ranks for {gpus} GPUs; "
+            f"start fewer ranks per node or take the device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def join(world: World, timeout_s: float = 600.0, meet_at: str | None = None) -> None:
+    """Meet the other ranks; nothing to do in a world of one.
+
+    Args:
+        world: the world of this rank.
+        timeout_s: how long a collective may wait before it fails.
+        meet_at: `file://` or `tcp://` address; None reads torchrun's MASTER_ADDR and MASTER_PORT.
+    """
+    on_gpu = world.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(world.device)
+    if world.size == 1:
+        return
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=meet_at,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=world.device if on_gpu else None,
+    )
+
+
+def leave() -> None:
+    """Part from the other ranks; harmless where none were met."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Group:
+    """Some ranks that talk to each other; members are numbered by their index in `ranks`.
+
+    Of one rank, every method hands its argument back. Nothing here waits for the device.
+    """
+
+    def __init__(
+        self, ranks: Sequence[int], rank: int, process_group: dist.ProcessGroup | None
+    ) -> None:
+        self.ranks = tuple(ranks)
+        self.size = len(self.ranks)
+        self.index = self.ranks.index(rank) if rank in self.ranks else -1
+        """Place of this rank; -1 for an outsider."""
+        self._process_group = process_group
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over the members, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self._process_group)
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Every member's tensor, stacked in a new first dimension; all must have one shape."""
+        if self.size == 1:
+            return tensor[None]
+        flat = tensor.new_empty(self.size * tensor.numel())
+        _all_gather(flat, tensor.contiguous().view(-1), group=self._process_group)
+        return flat.view(self.size, *tensor.shape)
+
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        """The tensor of member `source`, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, self.ranks[source], group=self._process_group)
+        return tensor
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """Hand the tensor to member `to`, who calls `receive`."""
+        dist.send(tensor.contiguous(), self.ranks[to], group=self._process_group)
+
+    def receive(self, tensor: Tensor, source: int) -> Tensor:
+        """Fill the tensor with what member `source` sends."""
+        dist.recv(tensor, self.ranks[source], group=self._process_group)
+        return tensor
+
+    def start_send(self, tensor: Tensor, to: int) -> dist.Work | None:
+        """`send` without waiting; the tensor (contiguous) must live until the work is done."""
+        return dist.isend(tensor, self.ranks[to], group=self._process_group)
+
+    def start_receive(self, tensor: Tensor, source: int) -> dist.Work | None:
+        """`receive` without waiting; the tensor holds nothing until the work is done."""
+        return dist.irecv(tensor, self.ranks[source], group=self._process_group)
+
+    def barrier(self) -> None:
+        """Wait until every member is here."""
+        if self.size > 1:
+            dist.barrier(group=self._process_group)
+
+    def close(self) -> None:
+        """Free the connections; the group is of no use afterwards."""
+        if self._process_group is not None and self.index >= 0:
+            dist.destroy_process_group(self._process_group)
+        self._process_group = None
