@@ -6,7 +6,7 @@ A case is written as JSON by `orch submit` and read by every rank of a job.
 import hashlib
 import json
 import re
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -71,7 +71,7 @@ class Case(BaseModel):
         # pydantic drops what a plain dataclass lacks: an option of a newer orch, say
         if not isinstance(value, dict):
             return value
-        known = {field.name for of in (Strategy, ModelShape) for field in fields(of)}
+        known = {name for defaults in _DEFAULTS.values() for name in defaults}
         if unknown := value.keys() - known:
             raise ValueError(f"unknown field {', '.join(sorted(unknown))}")
         return {
@@ -114,11 +114,20 @@ def _digest(case: Case) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+_DEFAULTS = {
+    of: {field.name: field.default for field in fields(of)}
+    for of in (Strategy, ModelShape)
+}
+
+
 def _without_defaults(thing: Strategy | ModelShape) -> dict[str, Any]:
-    values = asdict(thing)
-    defaults = {field.name: field.default for field in fields(thing)}
+    # Not dataclasses.asdict: it copies deeply, and `orch status` asks for 10,000 ids.
+    changed = {
+        name: getattr(thing, name)
+        for name, default in _DEFAULTS[type(thing)].items()
+        if default is MISSING or getattr(thing, name) != default
+    }
     return {
-        name: value
-        for name, value in values.items()
-        if defaults[name] is MISSING or value != defaults[name]
+        name: asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+        for name, value in changed.items()
     }
