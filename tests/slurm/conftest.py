@@ -1,0 +1,84 @@
+"""The virtual cluster as fixtures: started once for all tests, with accounting and without."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machine import why_not
+from virtual_slurm import VirtualSlurm
+
+PROFILE = Path(__file__).with_name("virtual.yaml")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder needs a real Slurm."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.slurm)
+
+
+def _demand_slurm() -> None:
+    reason = why_not()
+    if reason and os.environ.get("CI"):
+        pytest.fail(f"CI must run the tests on a real Slurm: {reason}")
+    if reason:
+        pytest.skip(reason)
+
+
+def _start(
+    tmp_path_factory: pytest.TempPathFactory, accounting: bool
+) -> Iterator[VirtualSlurm]:
+    _demand_slurm()
+    with VirtualSlurm(
+        tmp_path_factory.mktemp("slurm"), accounting=accounting
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def with_accounting(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[VirtualSlurm]:
+    """A cluster that sacct knows."""
+    yield from _start(tmp_path_factory, True)
+
+
+@pytest.fixture(scope="session")
+def without_accounting(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[VirtualSlurm]:
+    """A cluster where sacct answers nothing."""
+    yield from _start(tmp_path_factory, False)
+
+
+@pytest.fixture(params=["with_accounting", "without_accounting"])
+def slurm(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[VirtualSlurm]:
+    """Each kind of cluster in turn, whole and empty at the start of each test."""
+    cluster: VirtualSlurm = request.getfixturevalue(request.param)
+    yield from _borrowed(cluster, monkeypatch)
+
+
+@pytest.fixture
+def accounted_slurm(
+    with_accounting: VirtualSlurm, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[VirtualSlurm]:
+    """The cluster with accounting alone, for what only it can do."""
+    yield from _borrowed(with_accounting, monkeypatch)
+
+
+def _borrowed(
+    cluster: VirtualSlurm, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[VirtualSlurm]:
+    cluster.repair()
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    yield cluster
+    if cluster.runs("slurmctld"):
+        ids = cluster.command("squeue", "-h", "-a", "-o", "%A", check=False).split()
+        if ids:
+            subprocess.run(["scancel", *ids], env=cluster.environment, check=False)

@@ -1,0 +1,77 @@
+"""Configuration of the virtual cluster; `virtual_slurm` fills in folders and ports."""
+
+SLURM_CONF = """\
+ClusterName=virtual
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={run}/munge.socket
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=2,bf_continue
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+EnforcePartLimits=ALL
+GresTypes=gpu
+SlurmdParameters=config_overrides
+ReturnToService=2
+SlurmctldPidFile={run}/slurmctld.pid
+SlurmdPidFile={run}/slurmd-%n.pid
+SlurmdSpoolDir={state}/slurmd-%n
+StateSaveLocation={state}/ctld
+SlurmdTimeout=10
+InactiveLimit=0
+KillWait=2
+MinJobAge={min_job_age}
+MaxArraySize=10001
+MailProg=/bin/true
+{accounting}
+{nodes}
+PartitionName=main Nodes=ALL Default=YES DefaultTime=00:10:00 MaxTime=04:00:00 PriorityTier=5
+PartitionName=low Nodes=ALL MaxTime=04:00:00 PriorityTier=1
+PartitionName=cancelled Nodes=ALL MaxTime=04:00:00 PriorityTier=1 PreemptMode=CANCEL
+PartitionName=minute Nodes=ALL MaxTime=00:01:00 PriorityTier=5
+"""
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={run}/munge.socket
+AccountingStorageEnforce=associations,limits,qos
+AccountingStorageTRES=gres/gpu
+"""
+SLURMDBD_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={run}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+SlurmUser=root
+PidFile={run}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+"""
+# A database that may lose everything at a crash, and therefore starts in a second.
+SMALL_DATABASE = [
+    "--innodb-data-file-path=ibdata1:10M:autoextend",
+    "--innodb-undo-tablespaces=0",
+    "--innodb-log-file-size=8M",
+    "--innodb-flush-log-at-trx-commit=0",
+    "--innodb-flush-method=nosync",
+    "--innodb-doublewrite=0",
+    "--debug-no-sync",
+]
+# Inside a node's namespaces: its name, the names of all, and a first process that reaps.
+BOOT = """\
+hostname "$1"; mount --bind "$2" /etc/hosts; shift 2
+"$@" & trap 'kill $!' TERM; wait
+"""
