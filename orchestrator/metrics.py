@@ -1,0 +1,209 @@
+"""One definition of each number, derived from a record's raw times.
+
+Notation: a *sample* is one measured generation of the whole batch, on the slowest rank's clock;
+`t[i]` its seconds from the common start to token i of every sequence, `T` the tokens of each
+sequence, `S` the sequences of one generation, `N` the tokens generated over all of them.
+
+A metric has a value per sample, and the samples are the statistics' n: never tokens, never ranks.
+A fact has one value per attempt. None stands for "not defined here".
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from orchestrator.record import RankFacts, Record, Sample
+
+Value = float | None
+Metric = Callable[[Record, Sample], Value]
+Fact = Callable[[Record], Value]
+
+METRICS: dict[str, Metric] = {}
+"""Every metric by name; its docstring is its definition."""
+FACTS: dict[str, Fact] = {}
+"""Every per-attempt number by name."""
+
+
+def _metric(function: Metric) -> Metric:
+    METRICS[function.__name__] = function
+    return function
+
+
+def _fact(function: Fact) -> Fact:
+    FACTS[function.__name__] = function
+    return function
+
+
+def sequences(record: Record) -> int:
+    """S: all sequences of one generation, those of every replica and all in flight."""
+    return record.case.spread.sequences(record.case.batch_size)
+
+
+def _decode_s(sample: Sample) -> float:
+    return sample.token_s[-1] - sample.token_s[0]
+
+
+def _ratio(amount: float, seconds: float) -> Value:
+    return amount / seconds if amount > 0 and seconds > 0 else None
+
+
+@_metric
+def output_tok_per_s(record: Record, sample: Sample) -> Value:
+    """N / t[T-1]: tokens of the whole batch per second, prefill included."""
+    return _ratio(record.output_tokens, sample.token_s[-1])
+
+
+@_metric
+def decode_tok_per_s(record: Record, sample: Sample) -> Value:
+    """(N - S) / (t[T-1] - t[0]): tokens of the whole batch per second after the first one."""
+    return _ratio(record.output_tokens - sequences(record), _decode_s(sample))
+
+
+@_metric
+def seq_tok_per_s(record: Record, sample: Sample) -> Value:
+    """N / S / t[T-1]: tokens per second that the reader of one sequence sees."""
+    return _ratio(record.output_tokens / sequences(record), sample.token_s[-1])
+
+
+@_metric
+def steps_per_s(record: Record, sample: Sample) -> Value:
+    """(T - 1) / (t[T-1] - t[0]): decode steps per second, however many sequences."""
+    return _ratio(len(sample.token_s) - 1, _decode_s(sample))
+
+
+@_metric
+def prefill_tok_per_s(record: Record, sample: Sample) -> Value:
+    """Prompt tokens, padding not counted, / t[0]."""
+    return _ratio(sum(record.prompt_lengths), sample.token_s[0])
+
+
+@_metric
+def ttft_s(record: Record, sample: Sample) -> Value:
+    """t[0]: time to first token, which is the prefill and its choice."""
+    return sample.token_s[0]
+
+
+@_metric
+def tpot_s(record: Record, sample: Sample) -> Value:
+    """(t[T-1] - t[0]) / (T - 1): time per output token after the first."""
+    steps = len(sample.token_s) - 1
+    return _decode_s(sample) / steps if steps else None
+
+
+@_metric
+def itl_p50_s(record: Record, sample: Sample) -> Value:
+    """Median of the gaps between tokens, t[i] - t[i-1]; needs 2 of them."""
+    return _gap_quantile(sample, 50)
+
+
+@_metric
+def itl_p95_s(record: Record, sample: Sample) -> Value:
+    """95th percentile of the gaps between tokens; needs 20 of them."""
+    return _gap_quantile(sample, 95)
+
+
+@_metric
+def itl_p99_s(record: Record, sample: Sample) -> Value:
+    """99th percentile of the gaps between tokens; needs 100 of them."""
+    return _gap_quantile(sample, 99)
+
+
+@_metric
+def generate_s(record: Record, sample: Sample) -> Value:
+    """t[T-1]: the whole generation."""
+    return sample.token_s[-1]
+
+
+@_metric
+def skew_s(record: Record, sample: Sample) -> Value:
+    """Slowest rank's last token minus the fastest rank's."""
+    return sample.skew_s
+
+
+def _gap_quantile(sample: Sample, percent: int) -> Value:
+    times = sample.token_s
+    gaps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    # With fewer gaps the quantile would be the maximum under another name.
+    if len(gaps) * (100 - percent) < 100:
+        return None
+    below, rest = divmod(percent * (len(gaps) - 1), 100)
+    return gaps[below] + rest / 100 * (gaps[below + (rest > 0)] - gaps[below])
+
+
+def _fullest(record: Record, of: Callable[[RankFacts], float]) -> Value:
+    return max(map(of, record.ranks), default=None)
+
+
+@_fact
+def load_s(record: Record) -> Value:
+    """Seconds of loading and spreading the weights, on the slowest rank."""
+    return _fullest(record, lambda rank: rank.load_s)
+
+
+@_fact
+def peak_memory_bytes(record: Record) -> Value:
+    """Peak of the fullest rank: CUDA allocated; on CPU the process's resident set."""
+    return _fullest(record, lambda rank: rank.peak_memory_bytes)
+
+
+@_fact
+def peak_reserved_bytes(record: Record) -> Value:
+    """Peak of the fullest rank: CUDA reserved; on CPU the same as peak_memory_bytes."""
+    return _fullest(record, lambda rank: rank.peak_reserved_bytes)
+
+
+@_fact
+def weight_bytes(record: Record) -> Value:
+    """Parameters that the fullest rank holds."""
+    return _fullest(record, lambda rank: rank.weight_bytes)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and spread of one metric over an attempt's samples."""
+
+    n: int
+    mean: Value = None
+    ci95_low: Value = None
+    """Lower end of the mean's 95 % interval by Student's t; None below two samples."""
+    ci95_high: Value = None
+
+
+# Two-sided 95 % points of Student's t for 1, 2, … 30 degrees of freedom (NIST/SEMATECH
+# e-Handbook of Statistical Methods, 1.3.6.7.2).
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def t95(degrees: int) -> float:
+    """Two-sided 95 % point of Student's t for that many degrees of freedom."""
+    if degrees <= len(_T95):
+        return _T95[degrees - 1]
+    # Abramowitz and Stegun 26.7.5; off by less than 0.0002 from 31 degrees on.
+    z = 1.959964
+    first = (z**3 + z) / (4 * degrees)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return z + first + second
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and its 95 % interval; no interval of fewer than two values."""
+    n = len(values)
+    if n == 0:
+        return Summary(0)
+    mean = fmean(values)
+    if n == 1:
+        return Summary(1, mean)
+    half = t95(n - 1) * stdev(values) / math.sqrt(n)
+    return Summary(n, mean, mean - half, mean + half)
+
+
+def measure(record: Record, metric: Metric) -> Summary:
+    """The metric over the record's samples; nothing where one of them leaves it undefined."""
+    values = [metric(record, sample) for sample in record.samples]
+    known = [value for value in values if value is not None]
+    return summarise(known if len(known) == len(values) else [])
