@@ -1,0 +1,165 @@
+"""Writes any weights as a checkpoint of Meta's layout: `params.json`, `consolidated.NN.pth`."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kernels.config_files import ffn_dim_of, from_meta
+from kernels.meta_checkpoint import interleaved
+from kernels.placement import kv_heads_of, split_evenly
+from kernels.shapes import ModelShape, RopeScaling, ShapeError, tensors
+from kernels.weights import Weights
+from orchestrator.errors import InputError
+
+EmbeddingSplit = Literal["columns", "rows"]
+"""How the files share the embedding: Llama-1 and 2 by columns, Llama-3 by rows."""
+_MULTIPLES = (256, 4096, 1024, 512, 128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def meta_params(shape: ModelShape, tokenizer_size: int | None) -> dict[str, Any]:
+    """What `params.json` says of the shape; vocab_size is left to a tokenizer that has it, as in
+    Llama-2.
+
+    Raises:
+        InputError: the layout has no word for something in the shape.
+    """
+    multiple_of, multiplier = _ffn_rule(shape)
+    params: dict[str, Any] = {
+        "dim": shape.dim,
+        "multiple_of": multiple_of,
+        "n_heads": shape.n_heads,
+        "n_layers": shape.n_layers,
+        "norm_eps": shape.norm_eps,
+        "vocab_size": -1 if tokenizer_size == shape.vocab_size else shape.vocab_size,
+    }
+    if multiplier is not None:
+        params["ffn_dim_multiplier"] = multiplier
+    if shape.n_kv_heads != shape.n_heads:
+        params["n_kv_heads"] = shape.n_kv_heads
+    if shape.rope_theta != 10000.0:
+        params["rope_theta"] = shape.rope_theta
+    if shape.rope_scaling is not None:
+        params["use_scaled_rope"] = True
+    _check_said(shape, params)
+    return params
+
+
+def _check_said(shape: ModelShape, params: dict[str, Any]) -> None:
+    if shape.rope_scaling not in (None, RopeScaling(factor=8.0)):
+        raise _no_word("rope_scaling other than Llama-3.1's (factor 8)")
+    try:
+        understood = from_meta(params, vocab_size=shape.vocab_size)
+    except ShapeError as error:
+        raise _no_word("an explicit head_dim") from error
+    # The longest context is no part of params.json; nothing computed depends on it.
+    for name in set(vars(shape)) - {"max_seq_len"}:
+        if getattr(understood, name) != getattr(shape, name):
+            raise _no_word(f"{name} {getattr(shape, name)}")
+
+
+def _no_word(what: str) -> InputError:
+    return InputError(f"Meta's params.json cannot express {what}; take --format hf")
+
+
+def _ffn_rule(shape: ModelShape) -> tuple[int, float | None]:
+    """multiple_of and ffn_dim_multiplier that give ffn_dim; those of the releases if they do."""
+    for multiplier in (None, 1.3):
+        for multiple_of in _MULTIPLES:
+            if ffn_dim_of(shape.dim, multiple_of, multiplier) == shape.ffn_dim:
+                return multiple_of, multiplier
+    # Half a column more, so that no rounding can take one away.
+    return 1, (shape.ffn_dim + 0.5) / ffn_dim_of(shape.dim, 1, None)
+
+
+def write_meta(
+    folder: Path,
+    weights: Weights,
+    *,
+    num_files: int,
+    embedding_split: EmbeddingSplit,
+    tokenizer_size: int | None,
+) -> None:
+    """Writes `params.json` and `num_files` files, one tensor in memory at a time.
+
+    Raises:
+        InputError: the layout cannot express the shape, or it does not split into so many files.
+    """
+    params = meta_params(weights.shape, tokenizer_size)
+    _check_divides(weights.shape, num_files)
+    splits = {
+        name: _split_dim(name, embedding_split) for name in tensors(weights.shape)
+    }
+    (folder / "params.json").write_text(json.dumps(params) + "\n")
+    for index in range(num_files):
+        _write_file(folder, weights, splits, num_files, index)
+
+
+def _check_divides(shape: ModelShape, num_files: int) -> None:
+    for name in ("n_heads", "ffn_dim", "vocab_size", "dim"):
+        if getattr(shape, name) % num_files:
+            raise InputError(
+                f"the number of files must divide {name}: {num_files} does not divide "
+                f"{getattr(shape, name)}; take another number of files"
+            )
+    fewer, more = sorted((shape.n_kv_heads, num_files))
+    if more % fewer:
+        raise InputError(
+            f"the number of files must divide the KV heads or be a multiple of them: {num_files} "
+            f"and {shape.n_kv_heads} are neither; take another number of files"
+        )
+
+
+def _split_dim(name: str, embedding_split: EmbeddingSplit) -> int | None:
+    # fairscale's layers: outputs split in the first linear, inputs in the second.
+    if "norm" in name:
+        return None
+    if name == "tok_embeddings.weight":
+        return 1 if embedding_split == "columns" else 0
+    return 1 if name.endswith((".wo.weight", ".w2.weight")) else 0
+
+
+def _write_file(
+    folder: Path,
+    weights: Weights,
+    splits: dict[str, int | None],
+    num_files: int,
+    index: int,
+) -> None:
+    # torch.save wants all of a file at once: the tensors wait on the disk meanwhile.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="waiting-") as waiting:
+        piece = {
+            name: _on_disk(
+                Path(waiting) / name, _piece(weights, name, dim, num_files, index)
+            )
+            for name, dim in splits.items()
+        }
+        torch.save(piece, folder / f"consolidated.{index:02d}.pth")
+
+
+def _piece(
+    weights: Weights, name: str, dim: int | None, num_files: int, index: int
+) -> Tensor:
+    if dim is None:
+        return weights.read(name)
+    shape = weights.shape
+    if name.endswith((".wk.weight", ".wv.weight")):
+        # Where there are more files than KV heads, neighbours hold the same head, as in Llama-3.
+        heads = kv_heads_of(shape, num_files, index)
+        owned = range(heads.start * shape.head_dim, heads.stop * shape.head_dim)
+    else:
+        owned = split_evenly(tensors(shape)[name][dim], num_files)[index]
+    part = weights.read(name, dim, owned)
+    rotary = name.endswith((".wq.weight", ".wk.weight"))
+    return interleaved(part, shape.head_dim) if rotary else part
+
+
+def _on_disk(file: Path, value: Tensor) -> Tensor:
+    """A copy with a storage of its own: a tensor that shares one drags all of it into the file."""
+    mapped = torch.from_file(
+        str(file), shared=True, size=value.numel(), dtype=value.dtype
+    )
+    return mapped.view(value.shape).copy_(value)
