@@ -12,6 +12,7 @@ Shapes, in names: B rows, T tokens of this step, S slots, N KV heads, H head wid
 """
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,15 @@ class Lane:
     def begin(self, pad_B: Tensor) -> None:
         """Take new rows with this much padding. Old keys stay, unseen until overwritten."""
         self.pad_B.copy_(pad_B)
+
+    def part(self, rows: range) -> "Lane":
+        """Some of the rows, as a lane of their own in the same memory."""
+        cut = slice(rows.start, rows.stop)
+        part = copy(self)
+        part.rows = len(rows)
+        part.pad_B = self.pad_B[cut]
+        part.kv = {layer: (k[cut], v[cut]) for layer, (k, v) in self.kv.items()}
+        return part
 
     def step(self, slots_T: Tensor) -> Step:
         """The step whose tokens stand in these slots."""

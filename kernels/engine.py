@@ -175,6 +175,14 @@ class Engine(ABC):
             dtype=self.dtype,
         )
 
+    def reused_lane(self, rows: int, length: int) -> Lane:
+        """The last lane, or a new one where it does not fit."""
+        lane = self._lane
+        if lane is None or (lane.rows, lane.slots) != (rows, slots_for(length)):
+            self._lane = None  # freed before the next is made
+            lane = self._lane = self.new_lane(rows, length)
+        return lane
+
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """This stage's work: hidden states [B, T, D] of ids (first stage) or of hidden states."""
         x_BTD = self.model.embed(x) if self.placement.is_first else x
@@ -251,7 +259,7 @@ class SequentialEngine(Engine):
     ) -> Tensor:
         """Prefill, then one token after the other."""
         tokens = NewTokens(rows, generation, self.device)
-        lane = self._reused_lane(batch.size, batch.length + generation.new_tokens)
+        lane = self.reused_lane(batch.size, batch.length + generation.new_tokens)
         lane.begin(batch.pad_B)
         self.advance(batch.ids_BT, lane.step(self._slots(batch.length)), tokens)
         on_token(0)
@@ -276,10 +284,3 @@ class SequentialEngine(Engine):
 
     def _slots(self, length: int) -> Tensor:
         return torch.arange(length, device=self.device)
-
-    def _reused_lane(self, rows: int, length: int) -> Lane:
-        lane = self._lane
-        if lane is None or (lane.rows, lane.slots) != (rows, slots_for(length)):
-            self._lane = None  # freed before the next is made
-            lane = self._lane = self.new_lane(rows, length)
-        return lane

@@ -1,10 +1,13 @@
 """Spread a model over the ranks: from a shape and a strategy to an engine."""
 
+from typing import Any
+
 import torch
 
 from kernels.engine import Engine, Groups, SequentialEngine
 from kernels.llama import Llama
 from kernels.model_parallel import model_parallel
+from kernels.pipeline_parallel import Channels, PipelineEngine
 from kernels.placement import Placement, Strategy, impossible, owned_slices, place
 from kernels.shapes import ModelShape
 from kernels.tensor_parallel import tensor_parallel
@@ -35,9 +38,16 @@ def spread(
     model = cut(shape, placement, groups)
     slices = owned_slices(placement, shape)
     load_into(model, slices, weights, world.device, dtype, progress)
-    return SequentialEngine(
-        model=model, strategy=strategy, world=world, groups=groups, dtype=dtype
-    )
+    parts: dict[str, Any] = {
+        "model": model,
+        "strategy": strategy,
+        "world": world,
+        "groups": groups,
+        "dtype": dtype,
+    }
+    if strategy.schedule != "sequential":
+        return PipelineEngine(channels=Channels(strategy, world), **parts)
+    return SequentialEngine(**parts)
 
 
 def _check(shape: ModelShape, strategy: Strategy, world: World) -> None:
