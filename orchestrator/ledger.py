@@ -93,6 +93,14 @@ class Ledger:
                     last[entry.case_id] = Asked(submission, index, entry)
         return last
 
+    def refusals(self) -> dict[str, str]:
+        """Case id → why the runner refused it, where that was the last answer."""
+        last: dict[str, str | None] = {}
+        for submission in self.submissions.values():
+            for entries in submission.jobs:
+                last.update((entry.case_id, submission.refused) for entry in entries)
+        return {case_id: reason for case_id, reason in last.items() if reason}
+
     def open_keys(self) -> list[str]:
         """Keys of which it is not known whether a runner accepted them."""
         return [key for key, each in self.submissions.items() if each.is_open]

@@ -75,6 +75,14 @@ def locked(
         _release(file, mine)
 
 
+def holder_of(file: Path) -> Holder | None:
+    """Who holds the lock now, as far as this host can tell; None where nobody does."""
+    holder = _read(file)
+    if holder is None or _Watch().is_dead(file, holder):
+        return None
+    return holder
+
+
 def _acquire(
     file: Path, mine: Holder, wait_s: float, on_wait: Callable[[Holder], None]
 ) -> None:

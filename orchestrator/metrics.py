@@ -11,7 +11,7 @@ A fact has one value per attempt. None stands for "not defined here".
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from itertools import pairwise
 
 from orchestrator.record import RankFacts, Record, Sample
 
@@ -123,7 +123,7 @@ def skew_s(record: Record, sample: Sample) -> Value:
 
 def _gap_quantile(sample: Sample, percent: int) -> Value:
     times = sample.token_s
-    gaps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    gaps = sorted(b - a for a, b in pairwise(times))
     # With fewer gaps the quantile would be the maximum under another name.
     if len(gaps) * (100 - percent) < 100:
         return None
@@ -195,10 +195,12 @@ def summarise(values: Sequence[float]) -> Summary:
     n = len(values)
     if n == 0:
         return Summary(0)
-    mean = fmean(values)
+    mean = math.fsum(values) / n
     if n == 1:
         return Summary(1, mean)
-    half = t95(n - 1) * stdev(values) / math.sqrt(n)
+    # Not statistics.stdev, whose exact fractions cost 10,000 cases seconds.
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = t95(n - 1) * math.sqrt(variance / n)
     return Summary(n, mean, mean - half, mean + half)
 
 

@@ -1,5 +1,7 @@
 """Whether a process of this machine still runs, told from a later one with the same number."""
 
+import os
+
 import psutil
 
 _SLACK_S = (
@@ -22,3 +24,12 @@ def still_runs(pid: int, started: float) -> bool:
     """Whether process `pid` runs and is the one that started then."""
     found = start_time(pid)
     return found is not None and abs(found - started) <= _SLACK_S
+
+
+def running_with(word: str) -> int | None:
+    """A process of this machine that has `word` in one of its arguments, other than this one."""
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = process.info["cmdline"] or ()
+        if process.pid != os.getpid() and any(word in each for each in arguments):
+            return int(process.pid)
+    return None

@@ -73,6 +73,8 @@ class Heartbeat(_Strict):
     total: int = Field(default=0, ge=0)
     """Steps of the whole attempt, where they are known: `done` of them are behind it."""
     host: str = ""
+    started_at: datetime | None = None
+    """When the attempt was opened."""
 
 
 class Record(_Strict):

@@ -155,6 +155,10 @@ class Study:
         """The folder of one case."""
         return self.folder / "cases" / case_id
 
+    def case_file(self, case_id: str) -> Path:
+        """The case as JSON, for the ranks of a job."""
+        return self.case_dir(case_id) / "case.json"
+
     def create(self) -> None:
         """Make the folders; harmless where they are."""
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
@@ -181,7 +185,7 @@ class Study:
 
     def file_case(self, case: Case) -> None:
         """Write case.json, unless it is there and says the same."""
-        file = self.case_dir(case.case_id) / "case.json"
+        file = self.case_file(case.case_id)
         text = case.model_dump_json(indent=1) + "\n"
         try:
             if file.read_bytes() == text.encode():
@@ -196,7 +200,7 @@ class Study:
         Raises:
             OrchError: it is not there or not a case.
         """
-        file = self.case_dir(case_id) / "case.json"
+        file = self.case_file(case_id)
         try:
             return Case.model_validate_json(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
@@ -228,7 +232,10 @@ class Study:
             text = (self.case_dir(case_id) / "pruned.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        return str(json.loads(text)["reason"])
+        try:
+            return str(json.loads(text)["reason"])
+        except (ValueError, KeyError, TypeError):
+            return "the reason was not kept: pruned.json is damaged"
 
     def attempts(self, case_id: str) -> list[Attempt]:
         """All attempts of a case, first one first."""
@@ -255,6 +262,20 @@ class Study:
 
     def _attempt(self, case_id: str, number: int) -> Attempt:
         return Attempt(case_id, number, self.case_dir(case_id) / f"attempt-{number}")
+
+
+def attempt_in(folder: Path) -> Attempt:
+    """The attempt that `Study.open_attempt` made this folder for.
+
+    Raises:
+        InputError: it has no such name.
+    """
+    found = _ATTEMPT.fullmatch(folder.name)
+    if found is None:
+        raise InputError(
+            f"an attempt's folder is called attempt-1, attempt-2 …: {folder} is not"
+        )
+    return Attempt(folder.parent.name, int(found[1]), folder)
 
 
 def named_study(results: Path, name: str) -> Study:
