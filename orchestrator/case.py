@@ -29,7 +29,9 @@ class Case(BaseModel):
     """What is measured. A new field must default to what was done before it existed, so that
     the ids of finished cases stay what they are."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
     model: str = Field(min_length=1)
     """The name the grid gives it."""
