@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from jobs.prompts import prompt_text
 from orchestrator.errors import InputError
 
 SAMPLE = Path(__file__).parent / "prompts" / "alpaca-sample.json"
@@ -67,7 +68,7 @@ def train_tokenizer(file: Path, vocab_size: int) -> None:
 def _sentences(vocab_size: int) -> Iterator[str]:
     for prompt in json.loads(SAMPLE.read_text()):
         # Several times, so that real words become pieces before made-up ones.
-        for text in (prompt["instruction"], prompt["input"], prompt["output"]):
+        for text in (prompt_text(prompt), prompt["output"]):
             yield from [line for line in text.splitlines() if line] * 4
     rng = random.Random(0)
     words = [_word(rng) for _ in range(2 * vocab_size)]
