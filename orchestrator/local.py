@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from orchestrator.checkout import checkout
 from orchestrator.cluster import Cluster
 from orchestrator.errors import OrchError
 from orchestrator.pack import Pack
-from orchestrator.processes import running_with, still_runs
+from orchestrator.processes import is_running, still_runs
 from orchestrator.runner import Batch, JobState
 from orchestrator.study import Study, write_whole
 
@@ -86,7 +86,7 @@ class LocalRunner:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, pack.model_dump_json(indent=1) + "\n", durable=False)
             _start(file)
-        return [f"{packs[0].key}"] if packs else []
+        return [pack.key for pack in packs]
 
     def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
         """The keys whose job was started, whether it still runs or not."""
@@ -117,16 +117,36 @@ def _start(pack: Path) -> None:
     with log.open("ab") as stream:
         run = subprocess.run(
             [sys.executable, "-m", "orchestrator.local_job", "start", str(pack)],
-            cwd=checkout(), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+            cwd=checkout(), env=with_checkout(os.environ),
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
             start_new_session=True,
         )  # fmt: skip
-    if run.returncode:
+    if run.returncode and not _was_started(pack.parent):
         raise OrchError(f"the local job did not start; {log} says why")
 
 
+def with_checkout(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with the checkout first on Python's path."""
+    path = [str(checkout()), environment.get("PYTHONPATH", "")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
 def _was_started(folder: Path) -> bool:
-    known = any((folder / name).exists() for name in (CONTROLLER, TURN))
-    return known or running_with(str(folder)) is not None
+    return any((folder / name).exists() for name in (CONTROLLER, TURN)) or _starts(
+        folder
+    )
+
+
+def _starts(folder: Path) -> bool:
+    """Whether a process that has not noted itself yet is at work on the job."""
+    return any(
+        is_running("-m", module, str(argument))
+        for module, argument in (
+            ("orchestrator.local_job", folder / "pack-0.json"),
+            ("submitit.local._local", folder),
+            ("submitit.core._submit", folder),
+        )
+    )
 
 
 def _state(folder: Path) -> JobState:
@@ -144,7 +164,7 @@ def _state(folder: Path) -> JobState:
             elapsed_s=max(0.0, time.time() - turn.since),
             hosts=turn.host,
         )
-    starting = controller.runs if controller else running_with(str(folder)) is not None
+    starting = controller.runs if controller else _starts(folder)
     if starting and turn is None:
         return JobState(state="pending", reason="starting")
     return JobState(state="ended", reason=_last_words(folder))

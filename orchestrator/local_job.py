@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator.checkout import checkout
-from orchestrator.local import CONTROLLER, TURN, Life
+from orchestrator.local import CONTROLLER, TURN, Life, with_checkout
 from orchestrator.processes import start_time
 from orchestrator.study import write_whole
 
@@ -55,7 +55,7 @@ def turn(pack: Path, devices: str) -> None:
     _note(pack.parent / TURN, os.getpid(), "waiting")
     _take_machine(pack)
     _note(pack.parent / TURN, os.getpid(), "running")
-    environment = os.environ | {"PYTHONPATH": _path_with(checkout())}
+    environment = with_checkout(os.environ)
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     if devices != _ALL_DEVICES:
         environment["CUDA_VISIBLE_DEVICES"] = devices
@@ -84,10 +84,6 @@ def _note(file: Path, pid: int, state: str, behind: str = "") -> None:
         socket.gethostname(), pid, start_time(pid) or 0.0, state, time.time(), behind
     )
     write_whole(file, json.dumps(asdict(life)) + "\n", durable=False)
-
-
-def _path_with(root: Path) -> str:
-    return os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
 
 
 def main(arguments: list[str]) -> None:

@@ -1,7 +1,5 @@
 """Whether a process of this machine still runs, told from a later one with the same number."""
 
-import os
-
 import psutil
 
 _SLACK_S = (
@@ -26,10 +24,9 @@ def still_runs(pid: int, started: float) -> bool:
     return found is not None and abs(found - started) <= _SLACK_S
 
 
-def running_with(word: str) -> int | None:
-    """A process of this machine that has `word` in one of its arguments, other than this one."""
-    for process in psutil.process_iter(["cmdline"]):
-        arguments = process.info["cmdline"] or ()
-        if process.pid != os.getpid() and any(word in each for each in arguments):
-            return int(process.pid)
-    return None
+def is_running(*arguments: str) -> bool:
+    """Whether some process of this machine was started with all these arguments."""
+    return any(
+        set(arguments) <= set(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["cmdline"])
+    )

@@ -18,6 +18,11 @@ Cause = Literal[
     "invalid_result", "cancelled", "lost", "unknown",
 ]  # fmt: skip
 
+INTERRUPTED: frozenset[Cause] = frozenset(
+    {"cancelled", "lost", "node_fail", "preempted"}
+)
+"""Causes that lie outside the case: a requeued job makes the attempt again."""
+
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 

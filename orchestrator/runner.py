@@ -14,12 +14,17 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from orchestrator.case import Case
+from orchestrator.errors import OrchError
 from orchestrator.pack import Pack
 from orchestrator.study import Study
 
 State = Literal["pending", "running", "ended", "unknown"]
 """`ended`: it runs no more, however it ended, or the scheduler answers and knows it no more.
 `unknown`: nobody answered, so nothing may be concluded."""
+
+
+class Unanswered(OrchError):
+    """The scheduler did not answer: what was asked may have happened, or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +73,15 @@ class Runner(Protocol):
             The job id of each pack, in order. It stays valid when this process ends.
 
         Raises:
-            OrchError: the scheduler refused, and certainly accepted none of them.
+            Unanswered: it may have accepted them; `find` will tell.
+            OrchError: it refused, and certainly accepted none of them.
         """
 
     def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
         """Job ids of those keys that were accepted; a key that was not is left out.
 
         Raises:
-            OrchError: nobody answered; the keys may have been accepted.
+            Unanswered: the keys may have been accepted.
         """
 
     def states(self, study: Study, job_ids: Iterable[str]) -> dict[str, JobState]:

@@ -4,7 +4,7 @@ A case is done when it has a valid record, and only then. A job that runs no mor
 is `lost`, whatever the scheduler says of it; where nobody answers, nothing is concluded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from orchestrator.case import Case
 from orchestrator.errors import OrchError
 from orchestrator.ledger import Asked, Ledger
-from orchestrator.record import Heartbeat, Record, RecordError
+from orchestrator.record import INTERRUPTED, Heartbeat, Record, RecordError
 from orchestrator.runner import JobState
 from orchestrator.study import Attempt, Study
 
@@ -71,20 +71,24 @@ class _Files:
     pruned: str | None
 
 
-def standings(study: Study, ledger: Ledger, ask: Ask) -> list[Standing]:
-    """Every case filed in the study, in grid order.
+def standings(
+    study: Study, ledger: Ledger, ask: Ask, ids: Sequence[str] | None = None
+) -> list[Standing]:
+    """Where the cases stand, in grid order.
 
     Args:
         ask: asked once, for the cases that were submitted and have no valid record.
+        ids: only these cases; None: every one filed in the study.
     """
     asked = ledger.asked()
     refused = ledger.refusals()
-    ids = study.case_ids()
+    if ids is None:
+        ids = study.case_ids()
     files = {case_id: _files(study, case_id, asked.get(case_id)) for case_id in ids}
     silent = [
         asked[case_id]
         for case_id in ids
-        if case_id in asked and files[case_id].record is None
+        if case_id in asked and _may_go_on(files[case_id].record)
     ]
     states = ask(silent) if silent else {}
     return [
@@ -94,6 +98,11 @@ def standings(study: Study, ledger: Ledger, ask: Ask) -> list[Standing]:
         )
         for case_id in ids
     ]  # fmt: skip
+
+
+def _may_go_on(record: Record | None) -> bool:
+    """Whether the job may still have to do with the case: no record, or it is requeued."""
+    return record is None or record.cause in INTERRUPTED
 
 
 def _files(study: Study, case_id: str, asked: Asked | None) -> _Files:
@@ -120,10 +129,11 @@ def _standing(
     state: JobState | None,
     refusal: str | None,
 ) -> Standing:
-    if files.record is not None:
+    active = state is not None and state.state != "ended"
+    if files.record is not None and not active:
         return _done(case_id, files.record, asked)
     case = _case(study, case_id)
-    if state is not None and asked is not None and state.state != "ended":
+    if active and state is not None and asked is not None:
         return _active(case_id, case, files, asked, state)
     if files.pruned is not None:
         return Standing(
@@ -164,6 +174,8 @@ def _active(
     case_id: str, case: Case | None, files: _Files, asked: Asked, state: JobState
 ) -> Standing:
     mine = files.last if files.last and files.last.number > asked.entry.opened else None
+    if mine is not None and mine.record_file.exists():
+        mine = None  # interrupted; the job comes back to the case
     runs = mine is not None and state.state != "pending"
     heartbeat = _heartbeat(mine) if runs and mine else None
     started = heartbeat.started_at if heartbeat else None

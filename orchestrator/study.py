@@ -17,7 +17,6 @@ grid (cases, packs) is not forced to the disk, so that a thousand cases take a s
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,40 +25,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.case import Case
-from orchestrator.errors import InputError, OrchError, nearest
+from orchestrator.errors import InputError, OrchError
+from orchestrator.files import write_whole as write_whole
 from orchestrator.record import Record, RecordError, read_record
 
 _ATTEMPT = re.compile(r"attempt-(\d+)")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def write_whole(
-    file: Path, text: str, *, replace: bool = True, durable: bool = True
-) -> None:
-    """Write `text` so that a reader, or a crash, sees all of it or nothing.
-
-    Args:
-        replace: put it in the place of a file of that name.
-        durable: on disk when this returns, so that a power cut spares it too.
-
-    Raises:
-        FileExistsError: `replace` is off and the file is there.
-        OSError: the disk is full, read-only or not there; the old file is as it was.
-    """
-    scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with scratch.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        if replace:
-            scratch.replace(file)
-        else:
-            # Atomic on NFS too, and fails where the name is taken.
-            os.link(scratch, file)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -183,6 +153,10 @@ class Study:
         """Replace study.json; under the study's lock."""
         write_whole(self.folder / "study.json", json.dumps(facts, indent=1) + "\n")
 
+    def write_grid(self, text: str) -> None:
+        """Keep the grid as submitted now."""
+        write_whole(self.grid_file, text, durable=False)
+
     def file_case(self, case: Case) -> None:
         """Write case.json, unless it is there and says the same."""
         file = self.case_file(case.case_id)
@@ -206,9 +180,16 @@ class Study:
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise OrchError(f"{file} cannot be read as a case: {error}") from error
 
+    def ordered_ids(self) -> list[str]:
+        """The cases in grid order as `orch submit` last noted it; none where that is damaged."""
+        try:
+            return [str(case_id) for case_id in self.read_facts().get("cases", [])]
+        except (OrchError, TypeError):
+            return []
+
     def case_ids(self) -> list[str]:
         """Every case filed here, in grid order."""
-        ordered = self.read_facts().get("cases", [])
+        ordered = self.ordered_ids()
         known = set(ordered)
         cases = self.folder / "cases"
         filed = sorted(os.listdir(cases)) if cases.is_dir() else []
@@ -276,53 +257,6 @@ def attempt_in(folder: Path) -> Attempt:
             f"an attempt's folder is called attempt-1, attempt-2 …: {folder} is not"
         )
     return Attempt(folder.parent.name, int(found[1]), folder)
-
-
-def named_study(results: Path, name: str) -> Study:
-    """The study of that name, which may not exist yet.
-
-    Raises:
-        InputError: the name would not be one plain folder.
-    """
-    if not _NAME.fullmatch(name):
-        raise InputError(
-            f"a study's name is letters, digits, '.', '_' and '-', starting with a letter or "
-            f"digit: {name!r} is not; give another with --study"
-        )
-    return Study(results / name)
-
-
-def studies(results: Path) -> list[Study]:
-    """Every study in `results`, the one last submitted to first."""
-    found = [file.parent for file in results.glob("*/study.json")]
-    found.sort(
-        key=lambda folder: (folder / "study.json").stat().st_mtime_ns, reverse=True
-    )
-    return [Study(folder) for folder in found]
-
-
-def find_study(results: Path, name: str | None) -> Study:
-    """The named study, or the one last submitted to.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = studies(results)
-    if name is None:
-        if found:
-            return found[0]
-        raise InputError(
-            f"no study in {results} yet; `orch submit --grid FILE` makes one"
-        )
-    study = named_study(results, name)
-    if study.name not in {each.name for each in found}:
-        hint = (
-            nearest(name, (each.name for each in found))
-            if found
-            else "there is none yet"
-        )
-        raise InputError(f"no study {name!r} in {results}; {hint}")
-    return study
 
 
 def finished(study: Study, case_id: str) -> Iterator[Record]:
