@@ -59,6 +59,9 @@ class Groups:
 class Engine(ABC):
     """This rank's part of a spread model. All ranks call the same methods in the same order."""
 
+    lane_type: type[Lane] = Lane
+    """What `new_lane` makes."""
+
     def __init__(
         self,
         *,
@@ -163,7 +166,7 @@ class Engine(ABC):
             self._tables[slots] = rotary_tables(
                 self.shape, slots, self.device, self.dtype
             )
-        return Lane(
+        return self.lane_type(
             layers=self.placement.layers,
             rows=rows,
             length=length,

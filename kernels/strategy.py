@@ -13,6 +13,7 @@ from kernels.shapes import ModelShape
 from kernels.tensor_parallel import tensor_parallel
 from kernels.weights import Progress, Weights, load_into
 from kernels.world import World
+from kernels.zero_offload import OffloadEngine
 
 
 class StrategyError(ValueError):
@@ -36,8 +37,6 @@ def spread(
     placement = place(strategy, shape, world.rank)
     groups = Groups.of(strategy, world)
     model = cut(shape, placement, groups)
-    slices = owned_slices(placement, shape)
-    load_into(model, slices, weights, world.device, dtype, progress)
     parts: dict[str, Any] = {
         "model": model,
         "strategy": strategy,
@@ -45,6 +44,10 @@ def spread(
         "groups": groups,
         "dtype": dtype,
     }
+    if strategy.offloads:
+        return OffloadEngine(weights=weights, progress=progress, **parts)
+    slices = owned_slices(placement, shape)
+    load_into(model, slices, weights, world.device, dtype, progress)
     if strategy.schedule != "sequential":
         return PipelineEngine(channels=Channels(strategy, world), **parts)
     return SequentialEngine(**parts)

@@ -1,0 +1,255 @@
+"""How units get from where they wait into slots: from host memory or files, to a GPU or the CPU.
+
+From files it is a pipeline of three stages for a GPU: threads read blocks into page-locked
+staging memory, each hands its blocks to a copy stream of its own, and the computation waits for
+all of them. On a CPU the threads read straight into the slot.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from kernels.disk_reader import BLOCK_BYTES
+from kernels.file_store import FileStore
+from kernels.layer_store import (
+    HostStore,
+    memory_of,
+    page_aligned,
+    pin,
+    unpin,
+)
+from kernels.offload_plan import Unit
+from kernels.slot_ring import Event, Queue
+
+READ_THREADS = 4
+"""Blocks in flight; more gave nothing on one NVMe disk."""
+_STAGING_BLOCKS = 2
+"""Per thread: one is read into while the other is copied to the GPU."""
+
+
+class _Done:
+    """A point in the past."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+class HostQueue:
+    """Computations that run as they are issued: the CPU's."""
+
+    def record(self) -> Event:
+        """The point after all that has been issued so far."""
+        return _Done()
+
+    def wait(self, event: Event) -> None:
+        """What is issued from now on runs after `event`."""
+        event.synchronize()
+
+
+class CudaQueue:
+    """The GPU's current stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def record(self) -> Event:
+        """The point after all that has been issued so far."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def wait(self, event: Event) -> None:
+        """What is issued from now on runs after `event`."""
+        wait_on(torch.cuda.current_stream(self._device), event)
+
+
+def wait_on(stream: torch.cuda.Stream, event: Event) -> None:
+    assert isinstance(event, torch.cuda.Event)
+    stream.wait_event(event)
+
+
+def queue_of(device: torch.device) -> Queue:
+    """Where a device computes."""
+    return CudaQueue(device) if device.type == "cuda" else HostQueue()
+
+
+class Parts:
+    """A unit on its way in parts, each a future that ends once its copy is issued."""
+
+    def __init__(self, parts: Sequence["Future[Event | None]"]) -> None:
+        self._parts = parts
+
+    def wait(self, queue: Queue) -> None:
+        """What `queue` is given from now on runs after the unit's arrival."""
+        # All of them, also after a failure: nothing may still be writing to the slot afterwards.
+        failed = [part.exception() for part in self._parts]
+        for error in failed:
+            if error is not None:
+                raise error
+        for part in self._parts:
+            event = part.result()
+            if event is not None:
+                queue.wait(event)
+
+
+class ReadOnly:
+    """Weights: nothing to save, a slot is free as soon as its computation has ended."""
+
+    def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
+        """When the slot may be overwritten."""
+        return computed
+
+
+class HostToCpu(ReadOnly):
+    """A thread copies within host memory: a CPU standing in for the device."""
+
+    def __init__(self, store: HostStore, units: Sequence[Unit]) -> None:
+        self._store = store
+        self._units = units
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload-copy")
+
+    def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
+        """Begin to copy a unit into `slot` after `after`."""
+        return Parts([self._thread.submit(self._copy, unit, slot, after)])
+
+    def _copy(self, unit: int, slot: Tensor, after: Event | None) -> None:
+        if after is not None:
+            after.synchronize()
+        slot.copy_(self._store.flat(self._units[unit]))
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class HostToCuda(ReadOnly):
+    """One asynchronous copy per unit, from page-locked memory, on a stream of its own."""
+
+    def __init__(
+        self, store: HostStore, units: Sequence[Unit], device: torch.device
+    ) -> None:
+        self._store = store
+        self._units = units
+        self._stream = torch.cuda.Stream(device)
+
+    def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
+        """Begin to copy a unit into `slot` after `after`."""
+        if after is not None:
+            wait_on(self._stream, after)
+        done: Future[Event | None] = Future()
+        done.set_result(
+            copy_on(self._stream, slot, self._store.flat(self._units[unit]))
+        )
+        return Parts([done])
+
+    def close(self) -> None:
+        """Wait for the copies under way: their source is about to be given back."""
+        self._stream.synchronize()
+
+
+def copy_on(stream: torch.cuda.Stream, target: Tensor, source: Tensor) -> Event:
+    event = torch.cuda.Event()
+    with torch.cuda.stream(stream):
+        target.copy_(source, non_blocking=True)
+        event.record(stream)
+    return event
+
+
+class FromFiles(ReadOnly):
+    """Threads that read the blocks of a unit, as many at a time as there are threads."""
+
+    def __init__(
+        self,
+        store: FileStore,
+        units: Sequence[Unit],
+        device: torch.device,
+        threads: int = READ_THREADS,
+    ) -> None:
+        self._store = store
+        self._units = units
+        self._device = device
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="offload-read")
+        self._own = threading.local()
+        self._staging: list[_Staging] = []
+
+    def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
+        """Begin to copy a unit into `slot` after `after`."""
+        into: Callable[[Unit, int, Tensor, Event | None], Event | None]
+        into = self._to_cuda if self._device.type == "cuda" else self._to_cpu
+        return Parts(
+            [
+                self._threads.submit(into, self._units[unit], start, part, after)
+                for start, part in _blocks(slot)
+            ]
+        )
+
+    def _to_cpu(
+        self, unit: Unit, start: int, part: Tensor, after: Event | None
+    ) -> None:
+        if after is not None:
+            after.synchronize()
+        self._store.read_block(unit, start, memory_of(part))
+
+    def _to_cuda(
+        self, unit: Unit, start: int, part: Tensor, after: Event | None
+    ) -> Event:
+        staging = self._own_staging()
+        block = staging.next_free()[: len(part)]
+        self._store.read_block(unit, start, memory_of(block))
+        if after is not None:
+            wait_on(staging.stream, after)
+        return staging.copied(copy_on(staging.stream, part, block))
+
+    def _own_staging(self) -> "_Staging":
+        if not hasattr(self._own, "staging"):
+            self._own.staging = _Staging(self._device)
+            self._staging.append(self._own.staging)
+        staging: _Staging = self._own.staging
+        return staging
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(cancel_futures=True)
+        for staging in self._staging:
+            staging.close()
+
+
+def _blocks(slot: Tensor) -> list[tuple[int, Tensor]]:
+    starts = range(0, len(slot), BLOCK_BYTES)
+    return [(start, slot[start : start + BLOCK_BYTES]) for start in starts]
+
+
+class _Staging:
+    """A reading thread's page-locked blocks and its copy stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.set_device(device)
+        self.stream = torch.cuda.Stream(device)
+        self._blocks = [page_aligned(BLOCK_BYTES) for _ in range(_STAGING_BLOCKS)]
+        for block in self._blocks:
+            pin(block)
+        self._copied: list[Event | None] = [None] * _STAGING_BLOCKS
+        self._turn = 0
+
+    def next_free(self) -> Tensor:
+        """A block that nothing is copied from any more."""
+        self._turn = (self._turn + 1) % _STAGING_BLOCKS
+        busy = self._copied[self._turn]
+        if busy is not None:
+            busy.synchronize()
+        return self._blocks[self._turn]
+
+    def copied(self, event: Event) -> Event:
+        """Note when the copy from the last block given out ends."""
+        self._copied[self._turn] = event
+        return event
+
+    def close(self) -> None:
+        """Give the blocks back once nothing is copied from them any more."""
+        self.stream.synchronize()
+        for block in self._blocks:
+            unpin(block)
+        self._blocks.clear()

@@ -1,0 +1,235 @@
+"""What zero-offload keeps on a device, what it streams there, and how many bytes that takes.
+
+Integers only, no torch. A *unit* is what travels in one piece: a layer, or the head (the output
+matrix). The final norm is small and stays. The embedding is never on the device: of it only the
+rows of the batch's tokens are needed, and they are gathered where the weights wait.
+
+Units pass through a ring of slots in the order of use, for ever: after the head comes the first
+streamed layer, for the next token.
+
+    depth 3, equal units    slot 0   layer 0   layer 3   head …
+                            slot 1   layer 1   layer 4   layer 0 …      ← while layer 3 computes,
+                            slot 2   layer 2   layer 5   layer 1 …        4 and 5 are on their way
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kernels.placement import Placement, Slice, owned_slices
+from kernels.shapes import DTYPE_BYTES, ModelShape, num_elements, tensors
+
+PAGE_BYTES = 4096
+"""Units are padded to it: direct reads want whole pages."""
+TENSOR_ALIGNMENT = 256
+"""Where a tensor may begin within its unit: what matrix kernels like best."""
+EMBEDDING, NORM, HEAD = "tok_embeddings", "norm", "output"
+"""Units that are no layer."""
+
+
+class OffloadError(ValueError):
+    """What was asked of zero-offload does not fit; the message has the bytes and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One tensor within a unit's flat buffer."""
+
+    name: str
+    """Of the parameter."""
+    source: Slice
+    dims: tuple[int, ...]
+    start: int
+    """Offset in bytes."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Tensors that travel together, one after another in one buffer."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    num_bytes: int
+    """A multiple of `PAGE_BYTES`."""
+
+    def piece(self, name: str) -> Piece:
+        """The tensor of this name."""
+        return next(piece for piece in self.pieces if piece.name == name)
+
+
+def units_of(placement: Placement, shape: ModelShape, dtype: str) -> dict[str, Unit]:
+    """Every unit of a rank by its name (`layers.3`), in order of use."""
+    dims = tensors(shape)
+    grouped: dict[str, list[tuple[str, Slice, tuple[int, ...]]]] = {}
+    for name, part in owned_slices(placement, shape).items():
+        owned = local_dims(dims[part.source], part)
+        grouped.setdefault(_unit_name(name), []).append((name, part, owned))
+    return {
+        name: _packed(name, members, DTYPE_BYTES[dtype])
+        for name, members in grouped.items()
+    }
+
+
+def local_dims(dims: tuple[int, ...], part: Slice) -> tuple[int, ...]:
+    """Shape of a slice of a tensor of shape `dims`."""
+    if part.owned is None:
+        return dims
+    return (*dims[: part.dim], len(part.owned), *dims[part.dim + 1 :])
+
+
+def _unit_name(parameter: str) -> str:
+    words = parameter.split(".")
+    return ".".join(words[:2]) if words[0] == "layers" else words[0]
+
+
+def _packed(
+    name: str, members: list[tuple[str, Slice, tuple[int, ...]]], width: int
+) -> Unit:
+    pieces, end = [], 0
+    for member, part, dims in members:
+        start = _rounded(end, TENSOR_ALIGNMENT)
+        end = start + num_elements(dims) * width
+        pieces.append(
+            Piece(
+                name=member, source=part, dims=dims, start=start, num_bytes=end - start
+            )
+        )
+    return Unit(name=name, pieces=tuple(pieces), num_bytes=_rounded(end, PAGE_BYTES))
+
+
+def _rounded(num_bytes: int, multiple: int) -> int:
+    return -(-num_bytes // multiple) * multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffloadPlan:
+    """Which units stay on the device, and the ring that the others pass through."""
+
+    is_resident: tuple[bool, ...]
+    """Of each unit, in order of use."""
+    resident_bytes: int
+    ring_bytes: int
+    depth: int
+    """Units on the device or on their way at once; 0 where nothing is streamed."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Weights on the device, those on their way included."""
+        return self.resident_bytes + self.ring_bytes
+
+
+def plan_offload(
+    sizes: Sequence[int],
+    resident: float | Literal["auto"],
+    available_bytes: int | None,
+) -> OffloadPlan:
+    """What stays and what is streamed of units of these sizes.
+
+    Args:
+        sizes: bytes of each unit, in order of use.
+        resident: share of the units that stays, or `auto`: as many as fit.
+        available_bytes: what the weights on the device may take; None for no limit.
+
+    Raises:
+        OffloadError: it does not fit, even with a single slot.
+    """
+    if resident != "auto":
+        return _deepest(sizes, round(resident * len(sizes)), available_bytes)
+    for count in range(len(sizes), 0, -1):
+        fits = _plan(sizes, count, 2)
+        if available_bytes is None or fits.device_bytes <= available_bytes:
+            return _deepest(sizes, count, available_bytes)
+    return _deepest(sizes, 0, available_bytes)
+
+
+def _deepest(
+    sizes: Sequence[int], count: int, available_bytes: int | None
+) -> OffloadPlan:
+    plan = _plan(sizes, count, 3)
+    for depth in (3, 2, 1):
+        plan = _plan(sizes, count, depth)
+        if available_bytes is None or plan.device_bytes <= available_bytes:
+            return plan
+    raise OffloadError(
+        f"the largest slot and {plan.resident_bytes} bytes of resident weights must fit the "
+        f"device: they take {plan.device_bytes} bytes, the budget leaves {available_bytes}; raise "
+        f"memory_budget_bytes by {plan.device_bytes - (available_bytes or 0)} or keep less resident"
+    )
+
+
+def _plan(sizes: Sequence[int], count: int, depth: int) -> OffloadPlan:
+    stays = evenly(len(sizes), count)
+    streamed = [size for index, size in enumerate(sizes) if index not in stays]
+    return OffloadPlan(
+        is_resident=tuple(index in stays for index in range(len(sizes))),
+        resident_bytes=sum(sizes[index] for index in stays),
+        ring_bytes=ring_bytes(streamed, depth),
+        depth=depth if streamed else 0,
+    )
+
+
+def evenly(count: int, chosen: int) -> frozenset[int]:
+    """`chosen` of `count` indices at even distances, the last one first.
+
+    Even, so that every streamed unit has the same time to arrive. The last is the head.
+
+    >>> sorted(evenly(8, 3))
+    [2, 5, 7]
+    """
+    return frozenset(
+        index
+        for index in range(count)
+        if (index + 1) * chosen // count > index * chosen // count
+    )
+
+
+def ring_bytes(sizes: Sequence[int], depth: int) -> int:
+    """Memory of a ring through which units of these sizes pass, over and over.
+
+    Depth 2 always lets the next unit arrive while one computes; depth 3 does so wherever in the
+    ring the one that computes stands, and has room for one more.
+
+    >>> ring_bytes([4, 4, 4], 2), ring_bytes([4, 4, 4], 3), ring_bytes([4, 4, 6], 2)
+    (8, 12, 10)
+    """
+    if not sizes:
+        return 0
+    if depth == 1:
+        return max(sizes)
+    pairs = list(zip(sizes, [*sizes[1:], sizes[0]], strict=True))
+    if depth == 2:
+        return max(here + after for here, after in pairs)
+    return max(here + after + max(here, after) for here, after in pairs)
+
+
+def free_start(size: int, taken: Sequence[range], capacity: int) -> int | None:
+    """Where in a ring of `capacity` bytes a unit can go, clear of what is taken; None: nowhere.
+
+    The ends come first: with one unit at either end, the next always fits at the other.
+
+    >>> free_start(4, [range(0, 4)], 10), free_start(4, [range(0, 4), range(6, 10)], 10)
+    (6, None)
+    """
+    neighbours = [start for held in taken for start in (held.stop, held.start - size)]
+    for start in (0, capacity - size, *neighbours):
+        if 0 <= start <= capacity - size and not any(
+            start < held.stop and held.start < start + size for held in taken
+        ):
+            return start
+    return None
+
+
+def working_bytes(
+    placement: Placement, shape: ModelShape, rows: int, tokens: int, width: int
+) -> int:
+    """About what a pass of `tokens` tokens a row holds at once beside weights and cache.
+
+    The widest moment of a layer (feed-forward, with two more copies of the hidden states in
+    fp32 for the norm), the mask, and the logits of one token of each row.
+    """
+    wide = 3 * len(placement.ffn) + 4 * shape.dim
+    heads = 3 * len(placement.heads) * shape.head_dim
+    mask = tokens * len(placement.heads) // max(1, len(placement.kv_heads))
+    per_token = (wide + heads + 2 * mask) * width + 2 * shape.dim * 4
+    return rows * (tokens * per_token + 3 * len(placement.vocab) * 4)

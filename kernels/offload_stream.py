@@ -1,0 +1,138 @@
+"""The weights of one rank, some on the device for good, the others streamed there in turn."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.disk_reader import file_system
+from kernels.file_store import FileStore
+from kernels.layer_store import HostStore, fill, page_aligned, views
+from kernels.offload_fetch import FromFiles, HostToCpu, HostToCuda, queue_of
+from kernels.offload_plan import OffloadPlan, Unit
+from kernels.slot_ring import SlotRing
+from kernels.weights import Weights
+
+OnUnit = Callable[[Unit], None]
+"""Called with each unit once it is in its place."""
+
+
+class Streamer:
+    """Lends units in the order of use, for ever, whether they stay or are streamed."""
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        plan: OffloadPlan,
+        store: HostStore | FileStore,
+        weights: Weights,
+        dtype: torch.dtype,
+        device: torch.device,
+        on_unit: OnUnit,
+    ) -> None:
+        self._units = {unit.name: unit for unit in units}
+        self._store = store
+        self._dtype = dtype
+        self._device = device
+        self._resident: dict[str, Tensor] = {}
+        for unit, stays in zip(units, plan.is_resident, strict=True):
+            if stays:
+                flat = device_bytes(unit.num_bytes, device)
+                fill(unit, flat, weights, dtype)
+                self._resident[unit.name] = flat
+            else:
+                store.put(unit, weights, dtype)
+            on_unit(unit)
+        self._start(plan)
+
+    def _start(self, plan: OffloadPlan) -> None:
+        self.plan = plan
+        streamed = [
+            unit for unit in self._units.values() if unit.name not in self._resident
+        ]
+        self._turns = {unit.name: turn for turn, unit in enumerate(streamed)}
+        self._fetch = self._new_fetch(streamed)
+        self._ring = SlotRing(
+            [unit.num_bytes for unit in streamed],
+            device_bytes(plan.ring_bytes, self._device),
+            plan.depth,
+            self._fetch,
+            queue_of(self._device),
+        )
+        self._ring.start()
+
+    def _new_fetch(self, streamed: list[Unit]) -> FromFiles | HostToCpu | HostToCuda:
+        if isinstance(self._store, FileStore):
+            return FromFiles(self._store, streamed, self._device)
+        if self._device.type == "cuda":
+            return HostToCuda(self._store, streamed, self._device)
+        return HostToCpu(self._store, streamed)
+
+    @contextmanager
+    def lend(self, name: str) -> Iterator[dict[str, Tensor]]:
+        """A unit's tensors by parameter name, for what is issued within the block."""
+        unit = self._units[name]
+        with ExitStack() as stack:
+            flat = self._resident.get(name)
+            if flat is None:
+                flat = stack.enter_context(self._ring.slot(self._turns[name]))
+            yield views(unit, flat, self._dtype)
+
+    def change(self, plan: OffloadPlan) -> None:
+        """Keep less on the device from now on: what `plan` no longer keeps is streamed."""
+        self._stop()
+        for unit, stays in zip(self._units.values(), plan.is_resident, strict=True):
+            if unit.name in self._resident and not stays:
+                self._store.keep(unit, self._resident.pop(unit.name))
+        self._start(plan)
+
+    def _stop(self) -> None:
+        self._ring.drain()
+        self._fetch.close()
+        del self._ring
+
+    def close(self) -> None:
+        """Give all memory and files back."""
+        self._stop()
+        self._resident.clear()
+
+
+def device_bytes(num_bytes: int, device: torch.device) -> Tensor:
+    """Flat uint8 memory on a device; on a CPU it begins on a page, as direct reads need."""
+    if device.type == "cpu":
+        return page_aligned(num_bytes)
+    # A normal tensor wherever this is called: copies into it are issued by other threads.
+    with torch.inference_mode(mode=False):
+        return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+
+@contextmanager
+def offload_folder() -> Iterator[Path]:
+    """A folder for the files of this process, on the disk that TMPDIR names; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="orch-offload-") as folder:
+        yield Path(folder)
+
+
+def new_store(
+    source: str, device: torch.device, cleanup: ExitStack
+) -> HostStore | FileStore:
+    """Where the streamed weights will wait, `host` or `disk`; given back by `cleanup`."""
+    store: HostStore | FileStore
+    if source == "host":
+        store = HostStore(pinned=device.type == "cuda")
+    else:
+        store = FileStore(cleanup.enter_context(offload_folder()))
+    cleanup.callback(store.close)
+    return store
+
+
+def how_stored(store: HostStore | FileStore) -> str:
+    """Where the weights wait and how they are read, in words."""
+    if isinstance(store, HostStore):
+        return store.how
+    kind = file_system(store.folder)
+    memory = ", which is memory" if kind in ("tmpfs", "ramfs") else ""
+    return f"{store.how}, on {kind}{memory}"
