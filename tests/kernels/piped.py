@@ -1,0 +1,92 @@
+"""What runs inside the ranks of the pipeline tests."""
+
+import os
+import signal
+import time
+
+import torch
+from answers import SHAPES, batch_of, random_weights
+from torch import Tensor, nn
+
+from kernels.cache import Lane
+from kernels.engine import Engine
+from kernels.generate import Generation
+from kernels.placement import Strategy
+from kernels.strategy import spread
+from kernels.world import World
+
+
+def build(world: World, shape: str, strategy: Strategy) -> Engine:
+    """An engine of one of the toy shapes in fp32."""
+    weights = random_weights(SHAPES[shape], torch.float32)
+    return spread(SHAPES[shape], strategy, world, torch.float32, weights)
+
+
+def head_bits(
+    world: World, shape: str, strategy: Strategy, rows: int
+) -> tuple[list[list[int]], list[Tensor]]:
+    """The ids and, on the last stage, what the output head gave for each of them."""
+    engine = build(world, shape, strategy)
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+        seen.append(out.clone())
+
+    if engine.model.output is not None:
+        engine.model.output.register_forward_hook(keep)
+    ids = engine.generate(batch_of(rows), Generation(new_tokens=6)).tolist()
+    engine.close()
+    return ids, seen
+
+
+def called_back(world: World, strategy: Strategy) -> list[int]:
+    """The tokens that `on_token` was told of, in order."""
+    engine = build(world, "nine layers", strategy)
+    told: list[int] = []
+    engine.generate(batch_of(4), Generation(new_tokens=5), told.append)
+    engine.close()
+    return told
+
+
+def until_their_end(
+    world: World, shape: str, strategy: Strategy, eos_ids: tuple[int, ...]
+) -> list[list[int]]:
+    """Greedy ids of rows that end at end tokens."""
+    engine = build(world, shape, strategy)
+    generation = Generation(new_tokens=12, eos_ids=eos_ids, stop_at_eos=True)
+    ids = engine.generate(batch_of(7), generation).tolist()
+    engine.close()
+    return ids
+
+
+def with_one_lane_for_all(world: World, strategy: Strategy) -> list[list[int]]:
+    """Ids where every micro-batch writes to the lane of the first: what must not happen."""
+    right = Lane.part
+
+    def wrong(lane: Lane, rows: range) -> Lane:
+        part = right(lane, range(len(rows)))
+        part.pad_B = lane.pad_B[rows.start : rows.stop]
+        return part
+
+    engine = build(world, "nine layers", strategy)
+    Lane.part = wrong  # type: ignore[method-assign]
+    try:
+        return engine.generate(batch_of(4), Generation(new_tokens=12)).tolist()
+    finally:
+        Lane.part = right  # type: ignore[method-assign]
+        engine.close()
+
+
+def killed(world: World, strategy: Strategy, victim: int, token: int) -> None:
+    """Generate without end; one rank is killed after a token, the others leave on an error."""
+    engine = build(world, "nine layers", strategy)
+
+    def on_token(index: int) -> None:
+        time.sleep(0.01)
+        if index == token and world.rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        engine.generate(batch_of(4), Generation(new_tokens=200), on_token)
+    except RuntimeError:
+        os._exit(7)
