@@ -69,6 +69,10 @@ class Cluster(BaseModel):
     """--requeue or --no-requeue; null: as the site has it."""
     options: list[Line] = []
     """Further sbatch options, such as `--gpu-bind=none`."""
+    srun_options: list[Line] = []
+    """Further options of srun, such as `--mpi=pmi2`."""
+    exclude_nodes: list[Line] = []
+    """Nodes that jobs shall not get."""
     mail: Mail | None = None
 
     case_time_s: Duration = Field(default=1800, alias="case_time")

@@ -113,6 +113,11 @@ class Study:
         """Packs, scripts and logs of jobs."""
         return self.folder / "jobs"
 
+    @property
+    def answers_file(self) -> Path:
+        """Slurm's last answer about the study's jobs."""
+        return self.jobs_dir / "answers.json"
+
     def job_dir(self, key: str) -> Path:
         """What belongs to the jobs of one submission."""
         return self.jobs_dir / key
