@@ -109,7 +109,7 @@ class TorchFile:
                 f"{path} must hold a dict of tensors, got {type(loaded).__name__}"
             )
         self._tensors = {
-            name: value
+            name: value.detach()  # older files hold parameters
             for name, value in loaded.items()
             if isinstance(name, str) and isinstance(value, Tensor)
         }
