@@ -16,6 +16,7 @@ PACKAGES = ("orchestrator", "kernels", "jobs")
 INTEGERS = {
     "kernels.shapes",
     "kernels.config_files",
+    "kernels.offload_plan",
     "kernels.placement",
     "kernels.schedule",
     "kernels.partition",
