@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from orchestrator.case import Case
 from orchestrator.cluster_parts import (
@@ -21,6 +22,7 @@ from orchestrator.cluster_parts import (
     Strict,
 )
 from orchestrator.errors import InputError, nearest
+from orchestrator.marked_yaml import Document, read_marked
 
 PROFILES = Path(__file__).parents[1] / "jobs" / "clusters"
 
@@ -161,13 +163,16 @@ def load_cluster(name: str | Path, changes: dict[str, Any] | None = None) -> Clu
     Raises:
         InputError: there is none, or it says something that cannot be right.
     """
-    file = _file(name)
-    described = _read(file, ())
-    described.update(changes or {})
+    document = read_marked(_file(name))
+    described = _merged(_whole(document, ()), changes or {})
     try:
         return Cluster.model_validate(described)
     except ValidationError as error:
-        raise InputError(_explain(file, error)) from error
+        for found in error.errors():
+            path = tuple(found["loc"])
+            document.problem(path, _explain(found), at_key=True)
+        document.raise_problems()
+        raise
 
 
 def _file(name: str | Path) -> Path:
@@ -181,23 +186,29 @@ def _file(name: str | Path) -> Path:
     return PROFILES / f"{text}.yaml"
 
 
-def _read(file: Path, via: tuple[Path, ...]) -> dict[str, Any]:
-    from orchestrator.strict_yaml import read_mapping
-
-    if file in via:
-        raise InputError(
-            f"{file}: a profile must not extend itself, by way of "
-            f"{' → '.join(map(str, via))}; take one `extends` away"
+def _whole(document: Document, via: tuple[Path, ...]) -> dict[str, Any]:
+    """What the profile says together with those that it extends."""
+    file = Path(document.name)
+    if not isinstance(document.data, dict):
+        document.problem((), "a profile must be a mapping of names to values")
+        document.data = {}
+    base = document.data.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        document.problem(
+            ("extends",), f"must be the name or path of a profile, got {base!r}"
         )
-    described = read_mapping(file)
-    base = described.pop("extends", None)
+        base = None
+    document.raise_problems()
     if base is None:
-        return described
-    if not isinstance(base, str):
-        raise InputError(f"{file}: extends must name a profile, got {base!r}")
+        return document.data
     # A relative path means: beside the file that says so.
     target = _file(base if "/" not in base else file.parent / Path(base).expanduser())
-    return _merged(_read(target, (*via, file)), described)
+    if target in (*via, file):
+        document.problem(
+            ("extends",), f"{base!r} leads back to this profile; take one away"
+        )
+        document.raise_problems()
+    return _merged(_whole(read_marked(target), (*via, file)), document.data)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -210,21 +221,15 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(file: Path, error: ValidationError) -> str:
-    from orchestrator.strict_yaml import line_of
-
-    lines = []
-    for found in error.errors():
-        path = tuple(found["loc"])
-        where = ".".join(map(str, path)) or "profile"
-        said = found["msg"].removeprefix("Value error, ")
-        if found["type"] == "extra_forbidden":
-            said = f"no such key; {nearest(str(path[-1]), _keys_beside(path))}"
-        elif found["type"] not in ("value_error", "missing"):
-            said = f"{said}, got {found['input']!r}"
-        number = line_of(file, path)
-        lines.append(f"{file}{f':{number}' if number else ''}: {where}: {said}")
-    return "\n".join(lines)
+def _explain(found: ErrorDetails) -> str:
+    path = tuple(found["loc"])
+    where = ".".join(map(str, path)) or "profile"
+    said = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        said = f"no such key; {nearest(str(path[-1]), _keys_beside(path))}"
+    elif found["type"] not in ("value_error", "missing"):
+        said = f"{said}, got {found['input']!r}"
+    return f"{where}: {said}"
 
 
 def _keys_beside(path: tuple[int | str, ...]) -> list[str]:
