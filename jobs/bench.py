@@ -1,0 +1,179 @@
+"""One rank of one case: measures it, and on rank 0 writes the record.
+
+    torchrun --nproc-per-node 2 -m jobs.bench case.json            # the record on stdout
+    python -m jobs.bench case.json                                 # a case of one rank
+
+`jobs.launch` starts it with `--attempt-dir`, where rank 0 then writes record.json. What a person
+has to mend (a missing checkpoint, a bad prompts file) is one line and exit code 2; any other
+error is a traceback, and `jobs.launch` makes the record from it.
+"""
+
+import argparse
+import faulthandler
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jobs.checkout import refuse_shadows
+from orchestrator.causes import announce
+from orchestrator.errors import InputError
+
+try:
+    refuse_shadows()
+except InputError as error:  # before anything of theirs is taken for ours
+    print(announce("launch", str(error)), file=sys.stderr)
+    sys.exit(error.exit_code)
+
+from pydantic import ValidationError
+from torch.distributed.elastic.multiprocessing.errors import record as with_traceback
+
+from jobs import gates, timing
+from jobs.environment import torch_facts
+from jobs.filing import file_or_keep
+from jobs.measure import Report, Work, gatherer, measure, prepare
+from jobs.progress import DONE, Board, Slot
+from kernels.world import World, join, leave
+from orchestrator.case import Case
+from orchestrator.errors import OrchError
+from orchestrator.record import Record
+from orchestrator.study import attempt_in
+
+
+@with_traceback
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the case that the arguments name."""
+    # Segmentation faults, and ranks that are ended because they hang, show where they were.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGTERM, chain=True)
+    started_at = datetime.now(UTC)
+    options = _parser().parse_args(arguments)
+    try:
+        case = read_case(options.case)
+        world = World.from_environment()
+        slot = _slot(options.scratch, world)
+        join(world, options.collective_s)
+        gather = gatherer(world)
+        work = prepare(case, world, slot, LoadingLine(slot, world.rank == 0))
+    except (ValueError, OrchError, FileNotFoundError, PermissionError) as error:
+        _stop(error)
+    report = measure(work, slot)
+    reports: list[Report] = gather(report)
+    if world.rank == 0:
+        attempt = attempt_in(options.attempt_dir) if options.attempt_dir else None
+        number = attempt.number if attempt else 1
+        record = compose(work, reports, number, started_at)
+        if attempt is None:
+            print(record.model_dump_json(indent=1))
+        else:
+            file_or_keep(record, attempt, options.scratch)
+    slot.enter(DONE, case.warmup + case.repeats)
+    work.engine.close()
+    leave()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.bench",
+        description="Measure one case, as one of its ranks.",
+    )
+    add = parser.add_argument
+    add("case", type=Path, help="the case as JSON")
+    add("--attempt-dir", type=Path, help="where record.json goes; default: stdout")
+    add("--scratch", type=Path, help="folder of this machine, made by jobs.launch")
+    add("--collective-s", type=float, default=600, help="wait so long for other ranks")
+    return parser
+
+
+def read_case(file: Path) -> Case:
+    """The case in a file.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return Case.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise InputError(f"{file} cannot be read as a case: {error}") from error
+
+
+def _slot(scratch: Path | None, world: World) -> Slot:
+    if scratch is None:
+        return Board.unseen(world.local_size).slot(world.local_rank)
+    return Board.open(scratch / "board").slot(world.local_rank)
+
+
+def _stop(error: Exception) -> None:
+    """End this rank with the line that tells a person what to mend."""
+    if type(error) in (ValueError, FileNotFoundError, PermissionError):
+        traceback.print_exception(
+            error
+        )  # not written for people: show where it came from
+    print(announce("config", str(error)), file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def compose(
+    work: Work, reports: list[Report], attempt: int, started_at: datetime
+) -> Record:
+    """The record of what all ranks report: ok, or invalid with the reasons."""
+    problems = [
+        f"rank {rank}: {problem}"
+        for rank, report in enumerate(reports)
+        for problem in report.problems
+    ]
+    problems += gates.check_ranks([report.digests for report in reports])
+    valid = not problems
+    samples = zip(*(report.times for report in reports), strict=True)
+    return Record(
+        case=work.case,
+        attempt=attempt,
+        status="ok" if valid else "invalid",
+        cause=None if valid else "invalid_result",
+        evidence=problems[:10],
+        remedy=None if valid else "a fault of the program or the machine: report it",
+        started_at=started_at,
+        ended_at=datetime.now(UTC),
+        samples=[timing.slowest(times) for times in samples if any(times)],
+        ranks=[report.facts for report in reports],
+        prompt_lengths=work.prompt_lengths,
+        output_tokens=reports[0].output_tokens,
+        ids_digest=reports[0].digests[-1],
+        environment=_environment(reports),
+    )
+
+
+def _environment(reports: list[Report]) -> dict[str, object]:
+    first, *others = [each.environment for each in reports if each.environment]
+    return {
+        **first,
+        "torch": torch_facts(),
+        "other_hosts": [
+            {key: host[key] for key in ("host", "machine", "gpus")} for host in others
+        ],
+    }
+
+
+class LoadingLine:
+    """Tells on stderr, every few seconds, how much of rank 0's weights is there."""
+
+    def __init__(self, slot: Slot, speaks: bool, every_s: float = 2.0) -> None:
+        self._slot = slot
+        self._every_s = every_s if speaks else float("inf")
+        self._told_at = time.monotonic()
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        """So many bytes of so many are loaded."""
+        self._slot.loaded(done_bytes, total_bytes)
+        if time.monotonic() - self._told_at >= self._every_s:
+            self._told_at = time.monotonic()
+            percent = 100 * done_bytes // max(total_bytes, 1)
+            size = f"{done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+            print(f"loading {percent:3d} % ({size})", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What must be the same to repeat a number: versions, code, machine, devices, job.
+
+Named variables only, never the whole environment: a record may be shown to anybody. Runs where
+torch or git are absent, and imports neither.
+"""
+
+import csv
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.checkout import CHECKOUT
+
+_PACKAGES = (
+    "numpy", "nvidia-nccl-cu12", "pydantic", "safetensors", "sentencepiece", "submitit",
+    "tiktoken", "tokenizers", "torch", "transformers", "triton",
+)  # fmt: skip
+_VARIABLES = (
+    "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "KMP_AFFINITY", "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)  # fmt: skip
+_VARIABLE_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_")
+_SLURM = (
+    "ARRAY_JOB_ID", "ARRAY_TASK_ID", "CLUSTER_NAME", "CPUS_PER_TASK", "GPUS_ON_NODE", "JOB_ID",
+    "JOB_NODELIST", "JOB_NUM_NODES", "JOB_PARTITION", "JOB_QOS", "MEM_PER_CPU", "MEM_PER_NODE",
+    "RESTART_COUNT",
+)  # fmt: skip
+_GPU_FIELDS = {
+    "index": "index", "name": "name", "uuid": "uuid", "memory_mib": "memory.total",
+    "driver": "driver_version", "mig": "mig.mode.current", "max_sm_mhz": "clocks.max.sm",
+    "max_memory_mhz": "clocks.max.memory", "power_limit_w": "power.limit",
+    "ecc": "ecc.mode.current",
+}  # fmt: skip
+_UNTRACKED_BYTES = 1 << 20
+
+
+def describe() -> dict[str, Any]:
+    """This host, its software and devices, and the job it runs in."""
+    return {
+        "host": socket.gethostname(),
+        "machine": machine(),
+        "gpus": gpus(),
+        "topology": topology(),
+        "versions": versions(),
+        "code": code(),
+        "variables": variables(os.environ),
+        "slurm": slurm(os.environ),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processors, memory and operating system."""
+    return {
+        "cpu": cpu_model(),
+        "cores": psutil.cpu_count(logical=False),
+        "processors": os.cpu_count(),
+        "allowed_processors": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as the kernel has it."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return next(names, platform.machine())
+
+
+def gpus() -> list[dict[str, str]]:
+    """What nvidia-smi says of each GPU that the job sees; [] where there is none."""
+    query = f"--query-gpu={','.join(_GPU_FIELDS.values())}"
+    said = _said(["nvidia-smi", query, "--format=csv,noheader,nounits"])
+    rows = csv.reader((said or "").splitlines(), skipinitialspace=True)
+    return [dict(zip(_GPU_FIELDS, row, strict=False)) for row in rows]
+
+
+def topology() -> str | None:
+    """How GPUs, network cards and processors are joined: nvidia-smi's matrix."""
+    return _said(["nvidia-smi", "topo", "-m"])
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a number depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code(checkout: Path = CHECKOUT) -> dict[str, str | None]:
+    """Which code ran: the commit, a digest of what differs from it, a digest of the packages.
+
+    `commit` is None where there is no git or no repository, `changes` where nothing differs.
+    """
+    commit = changes = None
+    top = _git(checkout, "rev-parse", "--show-toplevel")
+    if top is not None and Path(top.decode().strip()) == checkout.resolve():
+        commit = (_git(checkout, "rev-parse", "HEAD") or b"").decode().strip() or None
+        changes = changes_digest(checkout)
+    return {
+        "commit": commit,
+        "changes": changes,
+        "source": source_digest(checkout),
+    }
+
+
+def changes_digest(checkout: Path) -> str | None:
+    """SHA-256 of all that differs from the commit, new files included; None for nothing."""
+    difference = _git(checkout, "diff", "HEAD", "--binary", "--no-ext-diff") or b""
+    listed = _git(checkout, "ls-files", "--others", "--exclude-standard", "-z") or b""
+    new = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+    if not difference and not new:
+        return None
+    digest = hashlib.sha256(difference)
+    for name in sorted(new):
+        _add_file(digest, checkout, name)
+    return digest.hexdigest()
+
+
+def source_digest(checkout: Path) -> str:
+    """SHA-256 of the Python files of kernels and jobs, which holds without git too."""
+    digest = hashlib.sha256()
+    for room in ("jobs", "kernels"):
+        for file in sorted((checkout / room).rglob("*.py")):
+            _add_file(digest, checkout, str(file.relative_to(checkout)))
+    return digest.hexdigest()
+
+
+def _add_file(digest: "hashlib._Hash", folder: Path, name: str) -> None:
+    digest.update(os.fsencode(name) + b"\0")
+    try:
+        with (folder / name).open("rb") as stream:
+            digest.update(stream.read(_UNTRACKED_BYTES))
+    except OSError as error:  # a dangling link, a folder that is a repository
+        digest.update(str(error.errno).encode())
+
+
+def variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that change how fast a model runs."""
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if name in _VARIABLES or name.startswith(_VARIABLE_PREFIXES)
+    }
+
+
+def slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """The job's numbers and share, by Slurm's names in small letters; {} outside a job."""
+    return {
+        name.lower(): environment[f"SLURM_{name}"]
+        for name in _SLURM
+        if f"SLURM_{name}" in environment
+    }
+
+
+def torch_facts() -> dict[str, Any]:
+    """What torch was built with and how it is set; only for a process that has it loaded."""
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **(_cuda_versions() if torch.version.cuda else {}),
+    }
+
+
+def _cuda_versions() -> dict[str, Any]:
+    import torch
+
+    nccl: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return {
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, nccl)),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _git(checkout: Path, *arguments: str) -> bytes | None:
+    command = ["git", "-C", str(checkout), *arguments]
+    return _output(command, {**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+
+
+def _said(command: Sequence[str]) -> str | None:
+    output = _output(command, os.environ)
+    return None if output is None else output.decode(errors="replace").strip()
+
+
+def _output(command: Sequence[str], environment: Mapping[str, str]) -> bytes | None:
+    """What a command prints; None where it is not there, fails, or takes long."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(
+            command, env=dict(environment), capture_output=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

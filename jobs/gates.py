@@ -1,0 +1,86 @@
+"""What a result must pass to count: each check gives the sentences that say why it does not."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.generate import NOTHING, Batch
+from orchestrator.case import Case
+
+
+def digest(ids_BN: Tensor) -> str:
+    """SHA-256 of generated ids: rows of decimal numbers."""
+    rows = (" ".join(map(str, row)) for row in ids_BN.tolist())
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def output_tokens(ids_BN: Tensor) -> int:
+    """Tokens generated over all sequences, none counted after an end token."""
+    return int((ids_BN != NOTHING).sum())
+
+
+def check_ids(ids_BN: Tensor, case: Case, vocab_size: int) -> list[str]:
+    """Ids must be as many as asked for, and of the vocabulary."""
+    rows = case.spread.sequences(case.batch_size)
+    wanted = f"{rows} rows of {case.new_tokens} tokens"
+    shape = "×".join(map(str, ids_BN.shape))
+    if not output_tokens(ids_BN):
+        return [f"no token was generated, {wanted} were asked for"]
+    problems = []
+    if tuple(ids_BN.shape) != (rows, case.new_tokens):
+        problems.append(f"{wanted} were asked for, {shape} came")
+    elif not case.stop_at_eos and output_tokens(ids_BN) < ids_BN.numel():
+        problems.append(f"{wanted} were asked for, only {output_tokens(ids_BN)} came")
+    kept = ids_BN[ids_BN != NOTHING]
+    outside = kept[(kept < 0) | (kept >= vocab_size)]
+    if outside.numel():
+        problems.append(
+            f"{outside.numel()} ids are outside the vocabulary of {vocab_size}, "
+            f"such as {int(outside[0])}"
+        )
+    return problems
+
+
+def check_times(times: Sequence[float], ids_BN: Tensor, had_rows: bool) -> list[str]:
+    """Every token that the slowest sequence got must have been marked, and take time."""
+    longest = int((ids_BN != NOTHING).any(0).sum()) if had_rows else 0
+    if len(times) > ids_BN.shape[1] or (had_rows and not times):
+        return [f"{len(times)} tokens were timed, {longest} were generated"]
+    if times and times[0] <= 0:
+        return ["the first token took no time"]
+    return []
+
+
+def check_repeats(digests: Sequence[str]) -> list[str]:
+    """The same prompts and seed must give the same ids each time."""
+    kinds = len(set(digests))
+    if kinds > 1:
+        return [f"{len(digests)} repeats of the same work gave {kinds} different texts"]
+    return []
+
+
+def check_ranks(digests: Sequence[Sequence[str]]) -> list[str]:
+    """Every rank must hold the same ids; `digests` are each rank's."""
+    differing = [rank for rank, each in enumerate(digests) if each != digests[0]]
+    if differing:
+        return [f"ranks disagree on the ids: {differing} differ from rank 0"]
+    return []
+
+
+def check_logits(logits_BTV: Tensor, batch: Batch) -> list[str]:
+    """What comes of the prompts must be numbers; padding aside."""
+    positions_T = torch.arange(batch.length)
+    real_BT = positions_T >= batch.pad_B[:, None]
+    wrong = int((~logits_BTV.isfinite()).any(-1)[real_BT].sum())
+    if wrong:
+        return [f"the logits of {wrong} prompt tokens are not finite numbers"]
+    return []
+
+
+def beginning(batch: Batch, vocab_size: int, elements: int = 1 << 24) -> Batch:
+    """The prompts, cut at the front so that their logits are at most so many numbers."""
+    keep = max(1, min(batch.length, elements // (batch.size * vocab_size)))
+    cut = batch.length - keep
+    return Batch(batch.ids_BT[:, cut:], (batch.pad_B - cut).clamp(min=0))

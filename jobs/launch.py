@@ -1,0 +1,265 @@
+"""What an allocation runs: the cases of a pack, one after the other.
+
+    python -m jobs.launch results/demo/jobs/KEY/pack-0.json
+
+Starts torchrun for each case, watches it, ends it, and sees to it that the attempt gets a
+record whatever becomes of the workers. Knows nothing of models; never imports torch, so that it
+starts at once and outlives what it starts. Run again, it skips what has a record.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from jobs import post_mortem
+from jobs.checkout import CHECKOUT
+from jobs.environment import describe
+from jobs.filing import deliver, kept, print_record
+from jobs.heartbeat import write_heartbeat
+from jobs.progress import Board
+from jobs.signals import Signals
+from jobs.telemetry import oom_kills
+from jobs.torchrun import Nodes, torchrun, worker_environment
+from jobs.workers import Workers, run_workers
+from orchestrator.case import Case
+from orchestrator.causes import Finding
+from orchestrator.errors import InputError, OrchError
+from orchestrator.pack import Pack, PackedCase
+from orchestrator.record import Record, RecordError
+from orchestrator.study import Attempt, Study, finished
+
+_INTERRUPTED = ("cancelled", "lost", "node_fail", "preempted")
+"""Causes that a requeue makes good: such a record does not make a case done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for what, in seconds."""
+
+    stall_s: float
+    """For any sign of progress."""
+    collective_s: float
+    """For the other ranks, in one exchange."""
+    grace_s: float
+    """For workers to end when asked."""
+    disk_s: float
+    """For a full or read-only disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One attempt that is under way."""
+
+    case: Case
+    attempt: Attempt
+    timeout_s: int | None
+    scratch: Path
+    """Of this machine: logs of ranks, the board, a record that could not be filed."""
+    started_at: datetime
+    patience: Patience
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Work through the pack; 0 when every case has a record, 128 + signal when ended early."""
+    options = _parser().parse_args(arguments)
+    try:
+        pack = read_pack(options.pack)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    patience = Patience(
+        stall_s=options.stall_s,
+        collective_s=options.collective_s,
+        grace_s=options.grace_s,
+        disk_s=options.disk_s,
+    )
+    with Signals() as signals:
+        return work_through(pack, patience, signals)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.launch", description="Work through the cases of a pack."
+    )
+    add = parser.add_argument
+    add("pack", type=Path, help="pack file, written by `orch submit`")
+    add(
+        "--stall-s",
+        type=float,
+        default=900,
+        help="end workers that stand still so long",
+    )
+    add(
+        "--collective-s",
+        type=float,
+        default=600,
+        help="a rank waits so long for others",
+    )
+    add(
+        "--grace-s",
+        type=float,
+        default=5,
+        help="between asking workers to end and ending",
+    )
+    add(
+        "--disk-s", type=float, default=120, help="wait so long for a disk that is full"
+    )
+    return parser
+
+
+def read_pack(file: Path) -> Pack:
+    """The pack in a file.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return Pack.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise InputError(
+            f"{file} must be a pack that `orch submit` wrote: {error}"
+        ) from error
+
+
+def work_through(pack: Pack, patience: Patience, signals: Signals) -> int:
+    """Run each case that has no record yet; the exit code."""
+    study = Study(Path(pack.study))
+    all_recorded = True
+    for packed in pack.cases:
+        signals.wait(0)
+        if signals.received is not None:
+            break
+        try:
+            recorded = is_done(study, packed) or run_case(
+                study, packed, patience, signals
+            )
+        except (OrchError, OSError) as error:
+            _say(f"{packed.case_id}: {error}")
+            recorded = False
+        all_recorded = all_recorded and recorded
+    if signals.received is not None:
+        return 128 + signals.received
+    return 0 if all_recorded else 1
+
+
+def is_done(study: Study, packed: PackedCase) -> bool:
+    """Whether this pack's turn at the case is over."""
+    for record in finished(study, packed.case_id):
+        if record.attempt >= packed.first_attempt and record.cause not in _INTERRUPTED:
+            _say(f"{packed.case_id}: has a record, attempt {record.attempt}")
+            return True
+    return False
+
+
+def run_case(
+    study: Study, packed: PackedCase, patience: Patience, signals: Signals
+) -> bool:
+    """Make one attempt of the case; whether it has a record now."""
+    case = study.read_case(packed.case_id)
+    attempt = study.open_attempt(packed.case_id)
+    _say(f"{packed.case_id}: attempt {attempt.number} starts")
+    scratch = Path(tempfile.mkdtemp(prefix="orch-"))
+    run = Run(
+        case=case,
+        attempt=attempt,
+        timeout_s=packed.timeout_s,
+        scratch=scratch,
+        started_at=datetime.now(UTC),
+        patience=patience,
+    )
+    try:
+        finding = _supervise(run, study.case_file(packed.case_id), signals)
+        record = _record_of_workers(run) or _record_of_death(run, finding)
+        filed = deliver(record, attempt, patience.disk_s, signals)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if not filed:
+        print_record(record)
+    _say(_outcome(record))
+    return filed
+
+
+def _supervise(run: Run, case_file: Path, signals: Signals) -> Finding:
+    """Let the workers do their work; why they left no record, if they left none."""
+    board = Board.create(run.scratch / "board", run.case.gpus)
+    kills_before = oom_kills()
+    try:
+        ending = run_workers(_workers(run, case_file, board), signals)
+    except OSError as error:
+        return post_mortem.not_started(error)
+    return post_mortem.explain(
+        ending,
+        board,
+        run.attempt.log_file,
+        signals.received,
+        oom_kills() - kills_before,
+    )
+
+
+def _workers(run: Run, case_file: Path, board: Board) -> Workers:
+    program = [
+        "jobs.bench",
+        str(case_file),
+        f"--attempt-dir={run.attempt.folder}",
+        f"--scratch={run.scratch}",
+        f"--collective-s={run.patience.collective_s}",
+    ]
+    nodes = Nodes(ranks_per_node=run.case.gpus)
+    return Workers(
+        command=torchrun(nodes, run.scratch / "logs", program),
+        environment=worker_environment(os.environ, nodes.ranks_per_node),
+        folder=CHECKOUT,
+        log=run.attempt.log_file,
+        timeout_s=run.timeout_s,
+        stall_s=run.patience.stall_s,
+        grace_s=run.patience.grace_s,
+        progress=board.ticks,
+        on_beat=lambda: write_heartbeat(run.attempt, run.case, board, run.started_at),
+    )
+
+
+def _record_of_workers(run: Run) -> Record | None:
+    """What rank 0 filed, or kept because it could not file it."""
+    try:
+        filed = run.attempt.read_record()
+    except RecordError as error:
+        _say(str(error))
+        filed = None
+    return filed or kept(run.scratch, run.attempt)
+
+
+def _record_of_death(run: Run, finding: Finding) -> Record:
+    return Record(
+        case=run.case,
+        attempt=run.attempt.number,
+        status=finding.status,
+        cause=finding.cause,
+        evidence=list(finding.evidence),
+        remedy=finding.remedy,
+        retryable=finding.retryable,
+        started_at=run.started_at,
+        ended_at=datetime.now(UTC),
+        environment=describe(),
+    )
+
+
+def _outcome(record: Record) -> str:
+    elapsed_s = (record.ended_at - record.started_at).total_seconds()
+    why = f" ({record.cause}): {record.evidence[0]}" if record.evidence else ""
+    return f"{record.case.case_id}: {record.status} after {elapsed_s:.1f} s{why}"
+
+
+def _say(line: str) -> None:
+    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
