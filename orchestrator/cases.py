@@ -17,7 +17,7 @@ from orchestrator.errors import InputError, nearest
 from orchestrator.grid_check import dotted
 from orchestrator.grid_schema import FIELDS, GridFile, ModelEntry
 from orchestrator.marked_yaml import Document
-from orchestrator.models import checkpoint_shape, local_path, tokenizer_file
+from orchestrator.models import checkpoint_shape, is_here, local_path, tokenizer_file
 from orchestrator.points import Point
 from orchestrator.strategies import StrategyError
 
@@ -113,14 +113,13 @@ class CaseMaker:
             return _Model(source=source, shape=shape, has_tokenizer=False)
         assert entry.path is not None
         source = {"path": entry.path}
-        try:
-            folder = local_path(entry.path)
-            shape = checkpoint_shape(folder)
-        except InputError as error:
-            if not self._dry_run or name not in KNOWN:
-                raise
-            self.notes[f"{error}; looked at as {name} is known to be"] = None
+        if self._dry_run and name in KNOWN and not is_here(entry.path):
+            self.notes[
+                f"{name}: no checkpoint {entry.path} here; its shape is known"
+            ] = None
             return _Model(source=source, shape=KNOWN[name], has_tokenizer=True)
+        folder = local_path(entry.path)
+        shape = checkpoint_shape(folder)
         has_tokenizer = tokenizer_file(folder) is not None
         return _Model(source=source, shape=shape, has_tokenizer=has_tokenizer)
 

@@ -43,10 +43,17 @@ def shape_of(case: Case) -> ModelShape:
         return case.random
     if case.path is None:
         return _known(case.model)
-    folder = local_path(case.path)
-    if not folder.is_dir() and case.model in KNOWN:
+    if case.model in KNOWN and not is_here(case.path):
         return KNOWN[case.model]
-    return checkpoint_shape(folder)
+    return checkpoint_shape(local_path(case.path))
+
+
+def is_here(path: str) -> bool:
+    """Whether the checkpoint's folder is on this machine."""
+    try:
+        return local_path(path).is_dir()
+    except InputError:
+        return False
 
 
 def _known(name: str) -> ModelShape:
