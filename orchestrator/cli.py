@@ -94,10 +94,10 @@ def submit(
 ) -> None:
     """Submit the cases of a grid that are not done yet."""
     from orchestrator import submit as verb
+    from orchestrator.plan import Request
 
-    folder = _results_folder(results)
-    plan = verb.Request(grid, folder, cluster, study, subset)
-    sys.exit(verb.dry_run(plan) if dry_run else verb.submit(plan, wait=wait))
+    request = Request(grid, _results_folder(results), cluster, study, subset)
+    sys.exit(verb.dry_run(request) if dry_run else verb.submit(request, wait=wait))
 
 
 @orch.command()

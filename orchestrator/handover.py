@@ -54,7 +54,7 @@ def reconcile(study: Study, runner_of: RunnerOf) -> Ledger:
         submission = ledger.submissions[key]
         try:
             found = runner_of(submission.cluster).find(study, [key])
-        except Unanswered:
+        except OrchError:
             continue
         if key in found:
             writer.accept(key, found[key])

@@ -1,0 +1,85 @@
+"""What a person sees: rich tables on stdout, talk on stderr. Nothing here decides anything."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.standing import Standing, Status
+
+STYLES: dict[Status, str] = {
+    "running": "cyan", "pending": "blue", "failed": "red", "invalid": "red",
+    "lost": "magenta", "oom": "yellow", "pruned": "yellow", "new": "default", "ok": "green",
+}  # fmt: skip
+"""Statuses in the order they are shown, with their colours."""
+ROWS_PER_STATUS = 25
+_WIDE = 100_000
+
+
+def talk() -> Console:
+    """Where messages go."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def paper() -> Console:
+    """Where data for people goes; never cut where it is piped."""
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(highlight=False, width=width)
+
+
+def counts(found: Iterable[Standing]) -> str:
+    """`12 ok, 2 running, 1 failed`, in the order of STYLES."""
+    number = Counter(each.status for each in found)
+    return ", ".join(
+        f"{number[status]} {status}" for status in STYLES if number[status]
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`47 s`, `3 min 05 s` or `2 h 07 min`; empty where unknown."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def note(each: Standing) -> str:
+    """One line: how far it is, why it waits, or why it failed and what to do."""
+    beat = each.heartbeat
+    if beat is not None:
+        share = f", {100 * beat.done // beat.total} %" if beat.total else ""
+        return f"{beat.phase}{share}"
+    words = [each.cause] if each.cause and each.cause != each.status else []
+    words += each.evidence[:1]
+    text = ": ".join(words)
+    if each.status == "lost" and each.remedy:
+        text += f"; {each.remedy}"
+    return " ".join(text.split())[:400]
+
+
+def sections(title: str, found: Sequence[Standing]) -> RenderableType:
+    """Cases by status, each status with its count and at most ROWS_PER_STATUS of them."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("status", "case", "took"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("note", overflow="fold")
+    for status, style in STYLES.items():
+        rows = [each for each in found if each.status == status]
+        for each in rows[:ROWS_PER_STATUS]:
+            table.add_row(
+                Text(status, style), escape(each.case_id),
+                duration(each.elapsed_s), escape(note(each)),
+            )  # fmt: skip
+        if len(rows) > ROWS_PER_STATUS:
+            more = f"… and {len(rows) - ROWS_PER_STATUS} more; --json lists all"
+            table.add_row(Text(status, style), more)
+    summary = Text.assemble((title, "bold"), f": {len(found)} cases: {counts(found)}")
+    return Group(table, summary) if found else summary

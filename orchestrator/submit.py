@@ -1,0 +1,121 @@
+"""`orch submit`: submit what of the grid is not done yet, once, whatever happens meanwhile."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.ask import runner_of
+from orchestrator.handover import Outcome, entry_of, hand_over, reconcile
+from orchestrator.ledger import read_ledger
+from orchestrator.lock import Holder, locked
+from orchestrator.plan import Plan, Request, Target, file_plan, plan, target
+from orchestrator.screen import STYLES, note, paper, talk
+from orchestrator.standing import ACTIVE, Standing
+from orchestrator.wait import wait_for
+
+
+def dry_run(request: Request) -> int:
+    """Show every case, its state and whether it would be submitted; change nothing."""
+    aim = target(request, dry_run=True)
+    plans = plan(aim, read_ledger(aim.study.ledger_file))
+    console = paper()
+    console.print(_table(plans))
+    for batch in aim.runner.batches(plans.todo):
+        for name, value in batch.facts.items():
+            console.print(f"\n{name}: {value}", markup=False)
+    talk().print(f"{_summary(aim, plans)}; this was a dry run, nothing was submitted")
+    return 0
+
+
+def submit(request: Request, *, wait: bool) -> int:
+    """Submit what is missing; the exit code."""
+    aim = target(request, dry_run=False)
+    done = _submit(aim)
+    console = talk()
+    console.print(_summary(aim, done.plan), markup=False)
+    for line in done.says:
+        console.print(line, markup=False)
+    if wait:
+        return wait_for(aim.study, list(done.plan.standing), aim.cluster.poll_s)
+    return 1 if done.failed else 0
+
+
+@dataclass
+class _Done:
+    plan: Plan
+    says: list[str] = field(default_factory=list)
+    failed: bool = False
+
+
+def _submit(aim: Target) -> _Done:
+    study = aim.study
+    study.create()
+    with locked(study.lock_file, on_wait=_say_waiting):
+        plans = plan(aim, reconcile(study, runner_of))
+        file_plan(aim, plans)
+        entries = {
+            case.case_id: entry_of(study, plans.standing[case.case_id])
+            for case in plans.todo
+        }
+        outcome = hand_over(study, plans.todo, entries, aim.runner, aim.cluster_name)
+    return _Done(plans, _says(aim, plans, outcome), bool(outcome.problems))
+
+
+def _say_waiting(holder: Holder) -> None:
+    talk().print(f"another orch works on this study ({holder}); waiting for it")
+
+
+def _says(aim: Target, plans: Plan, outcome: Outcome) -> list[str]:
+    """What a person should know now."""
+    says = [f"refused: {problem}" for problem in outcome.problems]
+    if outcome.problems:
+        says.append(
+            f"{len(plans.todo) - outcome.accepted} cases were not accepted; the same command "
+            f"submits them again"
+        )
+    bad = [each for each in plans.standing.values() if each.status in _FAILED]
+    if bad:
+        says.append(
+            f"{len(bad)} failed before and stay as they are; `orch retry` runs them again "
+            f"(`orch status` says why they failed)"
+        )
+    says.append(f"`orch status --study {aim.study.name}` shows how it goes")
+    return says
+
+
+_FAILED = frozenset({"failed", "invalid"})
+
+
+def _summary(aim: Target, plans: Plan) -> str:
+    found = plans.standing.values()
+    active = sum(each.status in ACTIVE for each in found)
+    recorded = sum(each.record is not None for each in found)
+    parts = [
+        f"{len(plans.todo)} to submit to {aim.cluster.name}",
+        f"{recorded} recorded already" if recorded else "",
+        f"{active} pending or running" if active else "",
+        f"{len(plans.pruned)} cannot fit" if plans.pruned else "",
+    ]
+    return f"{aim.study.name}: {len(found)} cases: {', '.join(filter(None, parts))}"
+
+
+def _table(plans: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("case", "state", "would"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why", overflow="fold")
+    todo = {case.case_id for case in plans.todo}
+    for each in plans.standing.values():
+        table.add_row(*_row(each, each.case_id in todo, plans.pruned.get(each.case_id)))
+    return table
+
+
+def _row(each: Standing, goes: bool, misfit: str | None) -> Iterable[str]:
+    if misfit:
+        return escape(each.case_id), "[yellow]pruned[/]", "skip", escape(misfit)
+    style = STYLES[each.status]
+    state = f"[{style}]{each.status}[/]"
+    action = "submit" if goes else "skip"
+    return escape(each.case_id), state, action, escape(note(each))
