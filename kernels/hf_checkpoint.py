@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.checkpoint_files import TensorFile, WeightsError, open_tensor_file
 from kernels.config_files import from_hf
-from kernels.shapes import ModelShape, ShapeError, tensors
+from kernels.shapes import ModelShape, tensors
 
 LAYER_NAMES = {
     "attention_norm": "input_layernorm",
@@ -128,7 +128,7 @@ def _read_shape(file: Path) -> ModelShape:
         raise WeightsError(f"{file}: quantised checkpoints are not supported")
     try:
         return from_hf(config)
-    except (ShapeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file} describes no Llama we compute: {error}") from error
 
 

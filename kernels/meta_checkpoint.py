@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.checkpoint_files import TorchFile, WeightsError
 from kernels.config_files import from_meta
-from kernels.shapes import ModelShape, ShapeError, tensors
+from kernels.shapes import ModelShape, tensors
 
 _ROTARY = re.compile(r"layers\.\d+\.attention\.w[qk]\.weight")
 
@@ -90,7 +90,11 @@ class MetaCheckpoint:
             raise WeightsError(f"{file} cannot be read: {error}") from error
         try:
             return from_meta(params, vocab_size=self._vocab_rows())
-        except (ShapeError, AttributeError, TypeError) as error:
+        except (
+            ValueError,
+            AttributeError,
+            TypeError,
+        ) as error:  # ShapeError among them
             raise WeightsError(f"{file} describes no Llama: {error}") from error
 
     def _vocab_rows(self) -> int:
