@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("case", type=Path, help="the case as JSON")
     add("--attempt-dir", type=Path, help="where record.json goes; default: stdout")
-    add("--scratch", type=Path, help="folder of this machine, made by jobs.launch")
+    add("--scratch", type=Path, help="folder made by jobs.launch")
     add("--collective-s", type=float, default=600, help="wait so long for other ranks")
     return parser
 
@@ -103,7 +103,7 @@ def read_case(file: Path) -> Case:
 def _slot(scratch: Path | None, world: World) -> Slot:
     if scratch is None:
         return Board.unseen(world.local_size).slot(world.local_rank)
-    return Board.open(scratch / "board").slot(world.local_rank)
+    return Board.open(scratch / "board").slot(world.rank)
 
 
 def _stop(error: Exception) -> None:

@@ -27,7 +27,7 @@ from jobs.heartbeat import write_heartbeat
 from jobs.progress import Board
 from jobs.signals import Signals
 from jobs.telemetry import oom_kills
-from jobs.torchrun import Nodes, torchrun, worker_environment
+from jobs.torchrun import Nodes, nodes_of, torchrun, worker_environment
 from jobs.workers import Workers, run_workers
 from orchestrator.case import Case
 from orchestrator.causes import Finding
@@ -61,8 +61,9 @@ class Run:
     case: Case
     attempt: Attempt
     timeout_s: int | None
+    nodes: Nodes
     scratch: Path
-    """Of this machine: logs of ranks, the board, a record that could not be filed."""
+    """Logs of ranks, the board, a record that could not be filed; all nodes see it."""
     started_at: datetime
     patience: Patience
 
@@ -166,10 +167,14 @@ def run_case(
     case = study.read_case(packed.case_id)
     attempt = study.open_attempt(packed.case_id)
     _say(f"{packed.case_id}: attempt {attempt.number} starts")
-    scratch = Path(tempfile.mkdtemp(prefix="orch-"))
+    nodes = nodes_of(os.environ, case.gpus, attempt.number)
+    # One node's own disk is not another's; a full results disk shall not stop a single one.
+    shared = attempt.folder if nodes.count > 1 else None
+    scratch = Path(tempfile.mkdtemp(prefix=".orch-", dir=shared))
     run = Run(
         case=case,
         attempt=attempt,
+        nodes=nodes,
         timeout_s=packed.timeout_s,
         scratch=scratch,
         started_at=datetime.now(UTC),
@@ -212,7 +217,7 @@ def _workers(run: Run, case_file: Path, board: Board) -> Workers:
         f"--scratch={run.scratch}",
         f"--collective-s={run.patience.collective_s}",
     ]
-    nodes = Nodes(ranks_per_node=run.case.gpus)
+    nodes = run.nodes
     return Workers(
         command=torchrun(nodes, run.scratch / "logs", program),
         environment=worker_environment(os.environ, nodes.ranks_per_node),

@@ -1,4 +1,4 @@
-"""How far each rank of this node is: a few numbers in shared memory.
+"""How far each rank is: a few numbers in shared memory.
 
 A rank notes a token by one store into mapped memory, which costs the measurement nothing;
 `jobs.launch` reads the board and writes heartbeat.json from it.
@@ -32,7 +32,7 @@ class Standing:
 
 
 class Board:
-    """A slot per local rank."""
+    """A slot per rank."""
 
     def __init__(self, memory: mmap.mmap | bytearray) -> None:
         self._cells: Final = memoryview(memory).cast("q")
@@ -55,7 +55,7 @@ class Board:
         return cls(bytearray(ranks * _FIELDS * _BYTES))
 
     def slot(self, rank: int) -> "Slot":
-        """What the local rank notes in."""
+        """What the rank notes in."""
         return Slot(self._cells[rank * _FIELDS : (rank + 1) * _FIELDS])
 
     def ticks(self) -> int:
@@ -63,7 +63,7 @@ class Board:
         return sum(self._cells[_TICKS::_FIELDS].tolist())
 
     def standings(self) -> list[Standing]:
-        """Where every local rank stands."""
+        """Where every rank stands."""
         rows = [
             self._cells[start : start + _FIELDS].tolist()
             for start in range(0, len(self._cells), _FIELDS)

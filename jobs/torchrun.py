@@ -1,6 +1,7 @@
 """How ranks are started: torchrun's command line and the variables it finds. Decides, acts not."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,25 @@ class Nodes:
     rendezvous: str = ""
     """`host:port` on the first node; needed for several."""
     job_id: str = ""
-    """The same on every node, another for each job."""
+    """The same on every node, another for each job and attempt."""
+    step: tuple[str, ...] = ()
+    """What starts a command once on each node; empty: it is started here."""
+
+
+def nodes_of(environment: Mapping[str, str], ranks: int, attempt: int) -> Nodes:
+    """The nodes that this job's script (templates/slurm.sh.j2) tells of; without one, this one."""
+    count = int(environment.get("ORCH_NODES", "1"))
+    return Nodes(
+        ranks_per_node=ranks // count,
+        count=count,
+        rendezvous=environment.get("ORCH_RENDEZVOUS", ""),
+        job_id=f"{environment.get('SLURM_JOB_ID', 'orch')}.{attempt}",
+        step=tuple(shlex.split(environment.get("ORCH_SRUN", ""))),
+    )
 
 
 def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
-    """The command that starts one node's ranks of `program` (a module and its arguments).
+    """The command that starts the ranks of `program` (a module and its arguments).
 
     Every line that a rank writes comes out with `[rank0]:` before it; one rank's death ends all.
     """
@@ -34,6 +49,7 @@ def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
             f"--rdzv-id={nodes.job_id}",
         ]
     return [
+        *nodes.step,
         sys.executable,
         "-m",
         "torch.distributed.run",
