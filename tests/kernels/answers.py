@@ -4,18 +4,21 @@
 and that the negative controls must set off.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels.engine import Engine
 from kernels.generate import Batch, Generation
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape, RopeScaling
 from kernels.strategy import spread
-from kernels.weights import RandomWeights
+from kernels.weights import RandomWeights, Weights, open_weights
 from kernels.world import World
 
 BATCH_SIZES = (1, 4, 7)
@@ -78,20 +81,26 @@ class Answer:
 
 def answers(
     world: World,
-    shape: ModelShape,
+    source: ModelShape | Path,
     strategy: Strategy,
     dtype: str = "float32",
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     temperature: float = 0.0,
+    spoil: Callable[[Engine], None] | None = None,
 ) -> list[Answer]:
-    """This rank's answer to each batch."""
-    engine = spread(
-        shape,
-        strategy,
-        world,
-        getattr(torch, dtype),
-        random_weights(shape, torch.float32),
-    )
+    """This rank's answer to each batch.
+
+    Args:
+        source: a checkpoint's folder, or a shape with random weights.
+        spoil: breaks the engine before it answers, for negative controls.
+    """
+    if isinstance(source, ModelShape):
+        weights: Weights = random_weights(source, torch.float32)
+    else:
+        weights = open_weights(source)
+    engine = spread(weights.shape, strategy, world, getattr(torch, dtype), weights)
+    if spoil is not None:
+        spoil(engine)
     generation = Generation(new_tokens=NEW_TOKENS, temperature=temperature, seed=5)
     given = [
         Answer(engine.generate(batch, generation).tolist(), engine.logits(batch))
