@@ -153,6 +153,11 @@ def _torch_load(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
+    with path.open("rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            return WeightsError(
+                f"{path} is a pointer that Git LFS left in place of the file; run 'git lfs pull'"
+            )
     first_line = str(error).strip().split("\n", 1)[0][:300]
     return WeightsError(
         f"{path} ({path.stat().st_size} bytes) cannot be read as tensors, it is truncated, "
