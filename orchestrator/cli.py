@@ -61,6 +61,7 @@ def _results_folder(given: Path | None) -> Path:
 @click.version_option(package_name="orch-bench", prog_name="orch")
 def orch() -> None:
     """Measure ways of spreading a Llama over GPUs: a grid in, a comparison table out."""
+    checkout()  # before the commands import what lies there
 
 
 @orch.command()
