@@ -17,7 +17,8 @@ from orchestrator.errors import InputError
 
 EmbeddingSplit = Literal["columns", "rows"]
 """How the files share the embedding: Llama-1 and 2 by columns, Llama-3 by rows."""
-_MULTIPLES = (256, 4096, 1024, 512, 128, 64, 32, 16, 8, 4, 2, 1)
+_RELEASED = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2))
+"""multiple_of and ffn_dim_multiplier of Llama-2 7B and 13B, of the 70B, of Llama-3 8B, of 405B."""
 
 
 def meta_params(shape: ModelShape, tokenizer_size: int | None) -> dict[str, Any]:
@@ -67,10 +68,10 @@ def _no_word(what: str) -> InputError:
 
 def _ffn_rule(shape: ModelShape) -> tuple[int, float | None]:
     """multiple_of and ffn_dim_multiplier that give ffn_dim; those of the releases if they do."""
-    for multiplier in (None, 1.3):
-        for multiple_of in _MULTIPLES:
-            if ffn_dim_of(shape.dim, multiple_of, multiplier) == shape.ffn_dim:
-                return multiple_of, multiplier
+    plain = tuple((2**power, None) for power in range(12, -1, -1))
+    for multiple_of, multiplier in _RELEASED + plain:
+        if ffn_dim_of(shape.dim, multiple_of, multiplier) == shape.ffn_dim:
+            return multiple_of, multiplier
     # Half a column more, so that no rounding can take one away.
     return 1, (shape.ffn_dim + 0.5) / ffn_dim_of(shape.dim, 1, None)
 
