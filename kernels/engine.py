@@ -19,6 +19,7 @@ from kernels.generate import Batch, Generation, NewTokens, choose
 from kernels.llama import Llama, rotary_tables
 from kernels.placement import Strategy, axis_groups, place, split_evenly
 from kernels.shapes import ModelShape
+from kernels.timeline import OFF, Timeline
 from kernels.world import Group, World
 
 OnToken = Callable[[int], None]
@@ -79,6 +80,7 @@ class Engine(ABC):
         self.dtype = dtype
         self.device = world.device
         self.placement = place(strategy, self.shape, world.rank)
+        self.timeline: Timeline = OFF
         self._lane: Lane | None = None
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -142,6 +144,10 @@ class Engine(ABC):
                 logits_BTV = self._gather_vocab(self.model.head(x_BTD))
             self.groups.stages.broadcast(logits_BTV, self.strategy.stages - 1)
         return self._gather_rows(logits_BTV, batch).cpu()
+
+    def watch(self, timeline: Timeline) -> None:
+        """Tell this timeline from now on what is done when."""
+        self.timeline = timeline
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was issued."""
@@ -264,19 +270,27 @@ class SequentialEngine(Engine):
         tokens = NewTokens(rows, generation, self.device)
         lane = self.reused_lane(batch.size, batch.length + generation.new_tokens)
         lane.begin(batch.pad_B)
-        self.advance(batch.ids_BT, lane.step(self._slots(batch.length)), tokens)
+        slots_T = torch.arange(batch.length, device=self.device)
+        self.timeline.at(token=0)
+        self.advance(batch.ids_BT, lane.step(slots_T), tokens)
         on_token(0)
-        slot_1 = self._slots(batch.length)[-1:].clone()
+        slot_1 = slots_T[-1:] + 1
         for index in range(1, generation.new_tokens):
             if tokens.all_ended():
                 break
-            slot_1 += 1
-            self.advance(tokens.last_B[:, None], lane.step(slot_1), tokens)
+            self.timeline.at(index)
+            self.decode(lane, slot_1, tokens)
             on_token(index)
         return tokens.ids_BN
 
+    def decode(self, lane: Lane, slot_1: Tensor, tokens: NewTokens) -> None:
+        """One more token for every row, from the last one: for each token the same work on the
+        same memory, so that it can be captured once and replayed."""
+        self.advance(tokens.last_B[:, None], lane.step(slot_1), tokens)
+        slot_1 += 1
+
     def advance(self, ids_BT: Tensor, step: Step, tokens: NewTokens) -> None:
-        """One more token for every row; decode replays this with the same shapes."""
+        """Through all stages, and choose."""
         x_BTD = self.pass_through(ids_BT, step)
         if self.placement.is_last:
             ids_B = self.choose(x_BTD, tokens)
@@ -284,6 +298,3 @@ class SequentialEngine(Engine):
             ids_B = torch.empty_like(tokens.last_B)
         self.groups.stages.broadcast(ids_B, self.strategy.stages - 1)
         tokens.append(ids_B)
-
-    def _slots(self, length: int) -> Tensor:
-        return torch.arange(length, device=self.device)

@@ -22,6 +22,7 @@ from kernels.engine import Engine, OnToken
 from kernels.generate import Batch, Generation, NewTokens
 from kernels.placement import Strategy, axis_groups
 from kernels.schedule import Flow, Piece, enters_after, lanes, order
+from kernels.timeline import Timeline
 from kernels.world import Group, World
 
 _AHEAD = 2
@@ -59,8 +60,11 @@ class Channels:
 class Inbox:
     """Tensors that another rank sends in a fixed order, asked for ahead of their use."""
 
-    def __init__(self, line: Group, rooms: Iterable[Callable[[], Tensor]]) -> None:
+    def __init__(
+        self, line: Group, rooms: Iterable[Callable[[], Tensor]], timeline: Timeline
+    ) -> None:
         self._line = line
+        self._timeline = timeline
         self._rooms = iter(rooms)
         self._coming: deque[tuple[Work | None, Tensor]] = deque()
 
@@ -69,7 +73,8 @@ class Inbox:
         self.ask()
         work, tensor = self._coming.popleft()
         if work is not None:
-            work.wait()
+            with self._timeline.span("communication", "receive"):
+                work.wait()
         self.ask()
         return tensor
 
@@ -130,6 +135,7 @@ class PipelineEngine(Engine):
         lane = self.reused_lane(batch.size, batch.length + generation.new_tokens)
         lane.begin(batch.pad_B)
         for number, piece in enumerate(pieces):
+            self.timeline.at(piece.token, piece.micro_batch)
             x = trip.enter(number, waits[number])
             slots_T = torch.arange(
                 piece.columns.start, piece.columns.stop, device=self.device
@@ -171,14 +177,14 @@ class _Trip:
                 lambda each=each: engine.new_hidden(len(each.rows), len(each.columns))
                 for each in pieces
             )
-            self._before = Inbox(line.before, rooms)
+            self._before = Inbox(line.before, rooms, engine.timeline)
         if line.back and self._first:
             ids = (
                 lambda each=each: self._last_B.new_empty(len(each.rows))
                 for each in pieces
                 if each.chooses
             )
-            self._back = Inbox(line.back, ids)
+            self._back = Inbox(line.back, ids, engine.timeline)
 
     def enter(self, number: int, after: int) -> Tensor:
         """Ids [B, T] or hidden states of a piece, once those up to `after` are back."""

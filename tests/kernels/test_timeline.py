@@ -1,0 +1,135 @@
+"""Who computed when: spans are complete, on one clock, and show the bubble that theory gives."""
+
+from collections.abc import Callable
+
+import pytest
+import watching
+from ranks import Ranks
+
+from kernels.placement import Strategy
+from kernels.schedule import Flow, bubble, idle_share
+from kernels.timeline import OFF, Span, busy
+from kernels.world import World
+
+STAGE_S = 0.04
+NEW_TOKENS = 3
+
+
+def span(kind: str, start_s: float, end_s: float) -> Span:
+    return Span(rank=0, kind=kind, name="x", start_s=start_s, end_s=end_s)
+
+
+def test_busy_is_what_compute_spans_cover_together() -> None:
+    spans = [span("compute", 0, 2), span("compute", 1, 3), span("compute", 5, 6)]
+    assert busy(spans) == [(0, 3), (5, 6)]
+
+
+def test_busy_leaves_out_what_is_said_within_a_computation() -> None:
+    spans = [span("compute", 0, 10), span("communication", 2, 3), span("copy", 0, 20)]
+    assert busy(spans) == [(0, 2), (3, 10)]
+
+
+def test_nothing_is_noted_where_nobody_watches() -> None:
+    OFF.at(3, 1)
+    with OFF.span("compute", "layer", 2):
+        pass
+    assert OFF.spans() == []
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+@pytest.mark.parametrize("schedule", ["gpipe", "async"])
+@pytest.mark.parametrize("micro_batches", range(1, 9))
+def test_the_bubble_of_sleeping_layers_is_that_of_the_schedule(
+    schedule: str, stages: int, micro_batches: int, ranks: Callable[[int], Ranks]
+) -> None:
+    strategy = Strategy(
+        names=("pipeline",),
+        stages=stages,
+        schedule=schedule,
+        micro_batches=micro_batches,
+    )
+    flow = Flow(
+        schedule=schedule,
+        rows=8,
+        prompt_tokens=2,
+        new_tokens=NEW_TOKENS,
+        micro_batches=micro_batches,
+    )
+    # Other work on the machine can only add idle time; a wrong schedule is wrong every time.
+    tries = (measured_bubble(ranks(stages), strategy) for _ in range(4))
+    expected = pytest.approx(bubble(flow, stages), abs=0.1)
+    seen = []
+    for measured in tries:
+        seen.append(measured)
+        if measured == expected:
+            return
+    assert measured == expected, seen
+
+
+def measured_bubble(ranks: Ranks, strategy: Strategy) -> float:
+    spans = [
+        each
+        for seen in ranks.run(watching.sleeping, strategy, NEW_TOKENS, STAGE_S)
+        for each in seen
+    ]
+    decoding = [each for each in spans if each.kind == "compute" and each.token]
+    window = (
+        min(each.start_s for each in decoding),
+        max(each.end_s for each in decoding),
+    )
+    return idle_share(watching.busy_of(spans), strategy.stages, window)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layers"),
+    [
+        (Strategy(names=("single",)), [range(9)]),
+        (Strategy(names=("model",), stages=2), [range(5), range(5, 9)]),
+        (
+            Strategy(names=("pipeline",), stages=2, schedule="async", micro_batches=2),
+            [range(5), range(5, 9)],
+        ),
+        (Strategy(names=("tensor",), tensor=2), [range(9)] * 2),
+    ],
+    ids=lambda value: "+".join(value.names) if isinstance(value, Strategy) else "",
+)
+def test_every_layer_of_every_micro_batch_and_token_is_seen_once(
+    strategy: Strategy, layers: list[range], ranks: Callable[[int], Ranks]
+) -> None:
+    if strategy.world_size == 1:
+        seen = [watching.watched_and_not(World(), "nine layers", strategy)]
+    else:
+        world = ranks(strategy.world_size)
+        seen = world.run(watching.watched_and_not, "nine layers", strategy)
+    for rank, (same, spans, late) in enumerate(seen):
+        assert same, "watching changes what is computed"
+        assert not late, "spans are noted after the watching"
+        assert {each.rank for each in spans} == {rank}
+        assert all(each.start_s <= each.end_s for each in spans)
+        computed = sorted(
+            (each.token, each.micro_batch, each.layer)
+            for each in spans
+            if each.name == "layer"
+        )
+        assert computed == sorted(
+            (token, micro_batch, layer)
+            for token in range(4)
+            for micro_batch in range(strategy.micro_batches)
+            for layer in layers[rank]
+        )
+        assert strategy.world_size == 1 or "communication" in {s.kind for s in spans}
+
+
+@pytest.mark.parametrize("shift_s", [5.0, -3.0])
+def test_a_clock_that_is_off_is_found_out(
+    shift_s: float, ranks: Callable[[int], Ranks]
+) -> None:
+    found = ranks(3).run(watching.offset_of_shifted_clock, shift_s)
+    assert found[0] == 0.0
+    assert found[1:] == [pytest.approx(-shift_s, abs=0.05)] * 2
+
+
+def test_ranks_of_one_machine_share_their_clock_exactly(
+    ranks: Callable[[int], Ranks],
+) -> None:
+    assert ranks(3).run(watching.offset_of_shifted_clock, 0.0) == [0.0] * 3

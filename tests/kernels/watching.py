@@ -1,0 +1,95 @@
+"""What runs inside the ranks of the timeline tests."""
+
+import time
+from types import SimpleNamespace
+
+import torch
+from answers import SHAPES, batch_of, random_weights
+from piped import build
+from torch import Tensor, nn
+
+from kernels import timeline
+from kernels.cache import Step
+from kernels.engine import Engine
+from kernels.generate import Batch, Generation
+from kernels.placement import Strategy
+from kernels.strategy import spread
+from kernels.timeline import Span, busy, clock_offset_s, watched
+from kernels.world import World
+
+
+class Sleeper(nn.Module):
+    """A layer that takes its time and changes nothing."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def forward(self, x_BTD: Tensor, _step: Step) -> Tensor:
+        time.sleep(self._seconds)
+        return x_BTD
+
+
+def sleeping(
+    world: World, strategy: Strategy, new_tokens: int, stage_s: float
+) -> list[Span]:
+    """The spans of a generation whose stages take `stage_s` for any micro-batch."""
+    shape = SHAPES["nine layers"]
+    engine = spread(
+        shape, strategy, world, torch.float32, random_weights(shape, torch.float32)
+    )
+    for index, layer in enumerate(engine.model.layers):
+        engine.model.layers[layer] = Sleeper(0.0 if index else stage_s)
+    batch = Batch.of([[1, 2], [3], [4, 5], [6], [7], [8], [9], [1], [2]])
+    engine.generate(
+        batch, Generation(new_tokens=2)
+    )  # connections are made at first use
+    with watched(engine) as seen:
+        _meet(engine)
+        engine.generate(batch, Generation(new_tokens=new_tokens))
+    engine.close()
+    return seen.spans()
+
+
+def _meet(engine: Engine) -> None:
+    engine.groups.stages.barrier()
+
+
+def watched_and_not(
+    world: World, shape: str, strategy: Strategy
+) -> tuple[bool, list[Span], int]:
+    """Whether ids are the same when watched; the spans; spans noted after the watching."""
+    engine = build(world, shape, strategy)
+    generation = Generation(new_tokens=4)
+    ids = engine.generate(batch_of(4), generation)
+    with watched(engine) as seen:
+        again = engine.generate(batch_of(4), generation)
+    spans = seen.spans()
+    engine.generate(batch_of(4), generation)
+    engine.close()
+    return torch.equal(ids, again), spans, len(seen.spans()) - len(spans)
+
+
+def offset_of_shifted_clock(world: World, shift_s: float) -> float:
+    """The offset that is found where the clocks of all but the first rank are ahead."""
+    everyone = world.group(range(world.size))
+    true_time = timeline.time
+    shifted = shift_s if world.rank else 0.0
+    timeline.time = SimpleNamespace(  # type: ignore[assignment]
+        perf_counter=lambda: time.perf_counter() + shifted
+    )
+    try:
+        return clock_offset_s(everyone, world.device)
+    finally:
+        timeline.time = true_time
+        everyone.close()
+
+
+def busy_of(spans: list[Span]) -> list[tuple[float, float]]:
+    """The busy intervals of all ranks."""
+    ranks = {span.rank for span in spans}
+    return [
+        interval
+        for rank in ranks
+        for interval in busy(span for span in spans if span.rank == rank)
+    ]
