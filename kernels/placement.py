@@ -215,21 +215,28 @@ def _scaled(heads: range, width: int) -> range:
     return range(heads.start * width, heads.stop * width)
 
 
+def _tensor_degrees(shape: ModelShape) -> list[int]:
+    kv = shape.n_kv_heads
+    return [
+        degree
+        for degree in range(1, shape.n_heads + 1)
+        if shape.n_heads % degree == 0 and (kv % degree == 0 or degree % kv == 0)
+    ]
+
+
 def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
     """Why the model cannot be spread so: a sentence (rule, values, way out) each; [] if it can."""
     reasons = []
-    if strategy.tensor > 1 and shape.n_heads % strategy.tensor:
-        ways = [degree for degree in range(1, 17) if shape.n_heads % degree == 0]
+    ways = ", ".join(map(str, _tensor_degrees(shape)))
+    if shape.n_heads % strategy.tensor:
         reasons.append(
             f"the tensor degree must divide the attention heads: {strategy.tensor} does not divide "
-            f"{shape.n_heads}; take one of {', '.join(map(str, ways))}"
+            f"{shape.n_heads}; take one of {ways}"
         )
-    elif strategy.tensor > 1 and max(shape.n_kv_heads, strategy.tensor) % min(
-        shape.n_kv_heads, strategy.tensor
-    ):
+    elif strategy.tensor not in _tensor_degrees(shape):
         reasons.append(
             f"the tensor degree must divide the KV heads or be a multiple of them: "
-            f"{strategy.tensor} and {shape.n_kv_heads} are neither; take another degree"
+            f"{strategy.tensor} and {shape.n_kv_heads} are neither; take one of {ways}"
         )
     if strategy.stages > shape.n_layers:
         reasons.append(
