@@ -12,11 +12,12 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from orchestrator import slurm_query
 from orchestrator.case import Case
 from orchestrator.cluster import Cluster
-from orchestrator.errors import OrchError
+from orchestrator.errors import InputError, OrchError
 from orchestrator.ledger import Submission, read_ledger
 from orchestrator.pack import Pack
 from orchestrator.resources import Resources, resources
@@ -80,6 +81,7 @@ class SlurmRunner:
         """File the packs and submit them by one sbatch."""
         key = packs[0].key
         folder = study.job_dir(key)
+        _refuse_placeholders(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for index, pack in enumerate(packs):
             file = study.pack_file(key, index)
@@ -173,6 +175,14 @@ class SlurmRunner:
             return False, f"sbatch did not answer: {error}"
         said = " ".join(done.stderr.replace("sbatch: ", "").split())
         return done.returncode == 0, said
+
+
+def _refuse_placeholders(folder: Path) -> None:
+    if "%" in str(folder) or "\\" in str(folder):
+        raise InputError(
+            f"Slurm writes no log into a folder with % or \\ in its name: {str(folder)!r}; take "
+            f"another results folder with --results"
+        )
 
 
 def _chunks(cases: list[Case], size: int) -> list[tuple[Case, ...]]:

@@ -25,7 +25,9 @@ class Memory:
         self._file = file
         self.asked_at: datetime | None = None
         self.states: dict[str, JobState] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(
+            OSError, ValueError, TypeError, KeyError, AttributeError
+        ):
             kept = json.loads(file.read_text(encoding="utf-8"))
             self.states = {
                 name: JobState(**each) for name, each in kept["states"].items()
