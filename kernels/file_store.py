@@ -21,16 +21,25 @@ from kernels.weights import Weights
 
 
 class FileStore:
-    """Units in files, one each, read in blocks of `BLOCK_BYTES` by any number of threads."""
+    """Units in files, one each, read in blocks by any number of threads."""
 
-    def __init__(self, folder: Path, *, keep: bool = False, direct: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: bool = False,
+        direct: bool = True,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
         """A store without units yet.
 
         Args:
             folder: on the disk to stream from.
             keep: leave the files' names in the folder; else they vanish with the process.
             direct: whether to read around the page cache.
+            block_bytes: of one read, a multiple of `disk_reader.ALIGNMENT`.
         """
+        self.block_bytes = block_bytes
         self.folder = folder
         self.how = f"files in {folder}"
         self._keep = keep
@@ -54,7 +63,7 @@ class FileStore:
 
     def _write(self, unit: Unit, parts: Iterator[tuple[int, Tensor]]) -> None:
         path = self.folder / f"{unit.name}.weights"
-        sums = _Sums()
+        sums = _Sums(self.block_bytes)
         with path.open("wb", buffering=0) as file:
             _reserve(file.fileno(), unit, path)
             end = 0
@@ -86,7 +95,7 @@ class FileStore:
             self._files[unit.name].read_into(target, start)
         except ReadError as error:
             raise ReadError(f"{_names(unit, start, target)}: {error}") from error
-        block = start // BLOCK_BYTES
+        block = start // self.block_bytes
         if (unit.name, block) in self._seen:
             return
         if zlib.crc32(target) != self._sums[unit.name][block]:
@@ -152,12 +161,13 @@ def _write_all(descriptor: int, content: bytes | memoryview) -> None:
 
 
 class _Sums:
-    """CRC-32 of each `BLOCK_BYTES` of what is added."""
+    """CRC-32 of each block of what is added."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
         self._done: list[int] = []
         self._sum = 0
-        self._room = BLOCK_BYTES
+        self._room = block_bytes
 
     def add(self, content: bytes | memoryview) -> None:
         rest = memoryview(content)
@@ -167,7 +177,9 @@ class _Sums:
             self._room -= len(part)
             if not self._room:
                 self._done.append(self._sum)
-                self._sum, self._room = 0, BLOCK_BYTES
+                self._sum, self._room = 0, self._block_bytes
 
     def finished(self) -> list[int]:
-        return [*self._done, self._sum] if self._room < BLOCK_BYTES else self._done
+        return (
+            [*self._done, self._sum] if self._room < self._block_bytes else self._done
+        )

@@ -79,7 +79,8 @@ def page_aligned(num_bytes: int) -> Tensor:
     """Flat uint8 host memory that begins on a page: no more than asked for, and given back."""
     # A normal tensor wherever this is called: other threads write to it.
     with torch.inference_mode(mode=False):
-        return torch.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), dtype=torch.uint8)
+        pages = mmap.mmap(-1, max(num_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=torch.uint8, count=num_bytes)
 
 
 def memory_of(flat: Tensor) -> memoryview:

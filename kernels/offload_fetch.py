@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from kernels.disk_reader import BLOCK_BYTES
 from kernels.file_store import FileStore
 from kernels.layer_store import (
     HostStore,
@@ -182,7 +181,7 @@ class FromFiles(ReadOnly):
         return Parts(
             [
                 self._threads.submit(into, self._units[unit], start, part, after)
-                for start, part in _blocks(slot)
+                for start, part in _blocks(slot, self._store.block_bytes)
             ]
         )
 
@@ -205,7 +204,7 @@ class FromFiles(ReadOnly):
 
     def _own_staging(self) -> "_Staging":
         if not hasattr(self._own, "staging"):
-            self._own.staging = _Staging(self._device)
+            self._own.staging = _Staging(self._device, self._store.block_bytes)
             self._staging.append(self._own.staging)
         staging: _Staging = self._own.staging
         return staging
@@ -217,18 +216,18 @@ class FromFiles(ReadOnly):
             staging.close()
 
 
-def _blocks(slot: Tensor) -> list[tuple[int, Tensor]]:
-    starts = range(0, len(slot), BLOCK_BYTES)
-    return [(start, slot[start : start + BLOCK_BYTES]) for start in starts]
+def _blocks(slot: Tensor, block_bytes: int) -> list[tuple[int, Tensor]]:
+    starts = range(0, len(slot), block_bytes)
+    return [(start, slot[start : start + block_bytes]) for start in starts]
 
 
 class _Staging:
     """A reading thread's page-locked blocks and its copy stream."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, block_bytes: int) -> None:
         torch.cuda.set_device(device)
         self.stream = torch.cuda.Stream(device)
-        self._blocks = [page_aligned(BLOCK_BYTES) for _ in range(_STAGING_BLOCKS)]
+        self._blocks = [page_aligned(block_bytes) for _ in range(_STAGING_BLOCKS)]
         for block in self._blocks:
             pin(block)
         self._copied: list[Event | None] = [None] * _STAGING_BLOCKS

@@ -1,0 +1,146 @@
+"""What stays, what is streamed, and where in the ring it goes: integers, on paper."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels.offload_plan import (
+    PAGE_BYTES,
+    TENSOR_ALIGNMENT,
+    OffloadError,
+    evenly,
+    free_start,
+    plan_offload,
+    ring_bytes,
+    units_of,
+)
+from kernels.placement import Strategy, owned_slices, place
+from kernels.shapes import DTYPE_BYTES, KNOWN, weight_bytes
+
+sizes_of_units = st.lists(st.integers(1, 50), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize("model", ["llama-2-7b", "llama-3.2-1b", "qwen2.5-0.5b"])
+def test_units_hold_every_parameter_of_a_rank_once_and_apart(
+    model: str, tensor: int
+) -> None:
+    shape = KNOWN[model]
+    if shape.n_heads % tensor:
+        tensor = 2
+    strategy = Strategy(names=("tensor", "zero-offload"), tensor=tensor)
+    placement = place(strategy, shape, rank=tensor - 1)
+    units = units_of(placement, shape, "bfloat16")
+    assert list(units) == [
+        "tok_embeddings",
+        *(f"layers.{layer}" for layer in range(shape.n_layers)),
+        "norm",
+        "output",
+    ]
+    pieces = [piece for unit in units.values() for piece in unit.pieces]
+    assert [piece.name for piece in pieces] == list(owned_slices(placement, shape))
+    for unit in units.values():
+        assert unit.num_bytes % PAGE_BYTES == 0
+        ends = [0, *(piece.start + piece.num_bytes for piece in unit.pieces)]
+        for piece, end in zip(unit.pieces, ends, strict=False):
+            assert piece.start % TENSOR_ALIGNMENT == 0
+            assert end <= piece.start < end + TENSOR_ALIGNMENT
+        assert ends[-1] <= unit.num_bytes
+
+
+def test_the_shards_of_all_ranks_are_the_model() -> None:
+    shape, strategy = KNOWN["llama-2-7b"], Strategy(names=("tensor",), tensor=4)
+    held = 0
+    for rank in range(4):
+        for unit in units_of(place(strategy, shape, rank), shape, "float16").values():
+            held += sum(piece.num_bytes for piece in unit.pieces)
+    norms = (2 * shape.n_layers + 1) * shape.dim * DTYPE_BYTES["float16"]
+    assert held == weight_bytes(shape, "float16") + 3 * norms
+
+
+@given(sizes_of_units, st.integers(1, 3), st.integers(0, 40))
+def test_units_in_the_ring_never_overlap(
+    sizes: list[int], depth: int, steps: int
+) -> None:
+    capacity, live, turn = ring_bytes(sizes, depth), [], 0
+    for _ in range(steps):
+        while len(live) < depth:
+            size = sizes[turn % len(sizes)]
+            start = free_start(size, live, capacity)
+            if start is None:
+                break
+            assert 0 <= start <= capacity - size
+            assert all(
+                start + size <= held.start or held.stop <= start for held in live
+            )
+            live.append(range(start, start + size))
+            turn += 1
+        assert live, "the ring cannot go on"
+        live.pop(0)
+
+
+@given(sizes_of_units, st.integers(2, 3))
+def test_the_next_unit_can_always_arrive_while_one_computes(
+    sizes: list[int], depth: int
+) -> None:
+    capacity, live, turn = ring_bytes(sizes, depth), [], 0
+    for _ in range(40):
+        while len(live) < depth:
+            start = free_start(sizes[turn % len(sizes)], live, capacity)
+            if start is None:
+                break
+            live.append(range(start, start + sizes[turn % len(sizes)]))
+            turn += 1
+        assert len(live) >= 2
+        live.pop(0)
+
+
+@given(st.integers(1, 40), st.data())
+def test_what_stays_is_spread_evenly_with_the_head_first(
+    count: int, data: st.DataObject
+) -> None:
+    chosen = data.draw(st.integers(0, count))
+    stays = evenly(count, chosen)
+    assert len(stays) == chosen
+    assert not chosen or count - 1 in stays
+    gaps = sorted(stays)
+    apart = {b - a for a, b in pairwise(gaps)}
+    assert max(apart, default=1) - min(apart, default=1) <= 1
+
+
+def test_a_share_of_the_units_stays() -> None:
+    plan = plan_offload([10] * 8, 0.5, None)
+    assert sum(plan.is_resident) == 4
+    assert (plan.resident_bytes, plan.ring_bytes, plan.depth) == (40, 30, 3)
+    assert plan_offload([10] * 8, 1.0, None).ring_bytes == 0
+    assert plan_offload([10] * 8, 0.0, None).resident_bytes == 0
+
+
+@given(sizes_of_units, st.integers(0, 700))
+def test_auto_keeps_as_much_as_fits_and_no_more(
+    sizes: list[int], available: int
+) -> None:
+    try:
+        plan = plan_offload(sizes, "auto", available)
+    except OffloadError:
+        assert available < max(sizes)
+        return
+    assert plan.device_bytes <= available
+    kept = sum(plan.is_resident)
+    if kept < len(sizes):
+        more = evenly(len(sizes), kept + 1)
+        streamed = [size for at, size in enumerate(sizes) if at not in more]
+        needed = sum(sizes[at] for at in more) + ring_bytes(streamed, 2)
+        assert needed > available
+
+
+@pytest.mark.parametrize(("available", "depth"), [(30, 3), (29, 2), (19, 1)])
+def test_a_tight_budget_makes_the_ring_shallower(available: int, depth: int) -> None:
+    assert plan_offload([10, 10, 10], 0.0, available).depth == depth
+
+
+def test_what_cannot_fit_is_refused_with_its_bytes_and_the_way_out() -> None:
+    with pytest.raises(OffloadError, match=r"take 10 bytes.*leaves 9; raise .* by 1 "):
+        plan_offload([10, 10], 0.0, 9)
