@@ -16,24 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from kernels.shapes import DTYPE_BYTES, ModelShape, layer_tensors, num_elements
+from kernels.layer_costs import LayerCost
 
 
 class PartitionError(ValueError):
     """No partition exists; the message says what was asked and what there is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerCost:
-    """One layer, measured; the first one with the embedding, the last one with the head."""
-
-    seconds: float
-    """Of one micro-batch's step on a device of speed 1."""
-    weight_bytes: int
-    kv_bytes: int
-    """Keys and values of all sequences in flight."""
-    activation_bytes: int
-    """Of one micro-batch, handed to the next layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,36 +194,3 @@ def _reason(
         f"{len(layers)} layers need {needed} bytes, {len(devices)} devices have {room}; "
         f"take more devices, a smaller batch or another tensor degree"
     )
-
-
-def roofline(
-    shape: ModelShape,
-    *,
-    dtype: str,
-    rows: int,
-    rows_in_flight: int,
-    context: int,
-    bytes_per_s: float,
-) -> list[LayerCost]:
-    """What each layer costs where decode is limited by memory alone, from the shape.
-
-    Args:
-        rows: of one micro-batch.
-        context: tokens in the cache of each sequence.
-    """
-    width = DTYPE_BYTES[dtype]
-    weights = width * sum(map(num_elements, layer_tensors(shape).values()))
-    table = width * shape.vocab_size * shape.dim
-    kv = 2 * context * shape.n_kv_heads * shape.head_dim * width
-    costs = []
-    for layer in range(shape.n_layers):
-        head = table if layer == shape.n_layers - 1 else 0
-        costs.append(
-            LayerCost(
-                seconds=(weights + rows * kv + head) / bytes_per_s,
-                weight_bytes=weights + head + (0 if layer else table),
-                kv_bytes=rows_in_flight * kv,
-                activation_bytes=rows * shape.dim * width,
-            )
-        )
-    return costs

@@ -20,6 +20,7 @@ INTEGERS = {
     "kernels.placement",
     "kernels.schedule",
     "kernels.partition",
+    "kernels.layer_costs",
 }
 BRIDGE = {
     f"orchestrator.{name}" for name in ("case", "record", "study", "pack", "errors", "causes")

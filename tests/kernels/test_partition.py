@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.partition import (
-    Device,
-    LayerCost,
-    Link,
-    PartitionError,
-    equal_split_s,
-    partition,
-    roofline,
-)
+from kernels.layer_costs import LayerCost, Load, layer_costs, roofline
+from kernels.partition import Device, Link, PartitionError, equal_split_s, partition
 from kernels.placement import split_evenly
 from kernels.shapes import KNOWN
 
@@ -74,7 +67,7 @@ def slowest(
     return worst
 
 
-layer_costs = st.builds(
+some_layers = st.builds(
     LayerCost,
     seconds=st.integers(0, 20).map(float),
     weight_bytes=st.integers(0, 9),
@@ -94,7 +87,7 @@ links = st.builds(
 
 
 @given(
-    st.lists(layer_costs, min_size=1, max_size=9),
+    st.lists(some_layers, min_size=1, max_size=9),
     st.lists(some_devices, min_size=1, max_size=4),
     links,
     st.sampled_from([(1,), (2,), (1, 2), (1, 2, 4)]),
@@ -115,7 +108,7 @@ def test_it_is_as_good_as_the_best_of_all_partitions(
 
 
 @given(
-    st.lists(layer_costs, min_size=4, max_size=9),
+    st.lists(some_layers, min_size=4, max_size=9),
     st.lists(some_devices, min_size=1, max_size=4),
 )
 def test_stages_follow_each_other_and_hold_all_layers_and_devices(
@@ -135,14 +128,8 @@ def test_stages_follow_each_other_and_hold_all_layers_and_devices(
 
 
 def llama(name: str) -> list[LayerCost]:
-    return roofline(
-        KNOWN[name],
-        dtype="bfloat16",
-        rows=4,
-        rows_in_flight=4,
-        context=0,
-        bytes_per_s=1.7e12,
-    )
+    load = Load(dtype="bfloat16", rows=4, rows_in_flight=4, context=0)
+    return layer_costs(roofline(KNOWN[name], load, 1.7e12), KNOWN[name], load)
 
 
 def ideal(layers: list[LayerCost], devices: int) -> float:
