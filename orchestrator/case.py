@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -100,6 +101,7 @@ class Case(BaseModel):
         return f"{slug[:80]}-{_digest(self)}"
 
 
+@lru_cache(maxsize=4096)
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "x"
 

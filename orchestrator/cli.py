@@ -4,6 +4,7 @@ Data goes to stdout, talk and progress to stderr. Exit 2 for misuse, 1 for failu
 heavy is imported by the command that needs it.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -112,9 +113,11 @@ def status(study: str | None, watch: bool, as_json: bool, results: Path | None) 
     """What runs, what waits, what failed and why."""
     from orchestrator import status as verb
 
-    folder = _results_folder(results)
     if watch and as_json:
         raise click.UsageError("--watch is for people: take it or --json, not both")
+    folder = _results_folder(results)
+    if not watch:
+        gc.disable()  # a third of the time of reading 10,000 records
     sys.exit(verb.show(folder, study, watch=watch, as_json=as_json))
 
 
@@ -137,6 +140,7 @@ def collect(
     from orchestrator import collect as verb
 
     folder = _results_folder(results)
+    gc.disable()  # see `status`
     verb.collect(folder, study, long=long, kind=kind, metric=metric)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kernels.placement import Strategy
 from orchestrator.case import Case
-from orchestrator.metrics import FACTS, METRICS, measure, sequences
+from orchestrator.metrics import FACTS, METRICS, measure, runs, sequences
 from orchestrator.record import Record
 from orchestrator.standing import Standing
 
@@ -108,9 +108,10 @@ def options(spread: Strategy) -> str | None:
 
 
 def _measured_cells(record: Record) -> dict[str, Cell]:
-    cells: dict[str, Cell] = {"n": len(record.samples)}
+    samples = runs(record)
+    cells: dict[str, Cell] = {"n": len(samples)}
     for name, metric in METRICS.items():
-        found = measure(record, metric)
+        found = measure(samples, metric)
         cells[f"{name}_mean"] = found.mean
         cells[f"{name}_ci95_low"] = found.ci95_low
         cells[f"{name}_ci95_high"] = found.ci95_high

@@ -11,12 +11,38 @@ A fact has one value per attempt. None stands for "not defined here".
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from operator import sub
 
 from orchestrator.record import RankFacts, Record, Sample
 
 Value = float | None
-Metric = Callable[[Record, Sample], Value]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sample and the record it belongs to."""
+
+    record: Record
+    sample: Sample
+
+    @property
+    def times(self) -> list[float]:
+        """t."""
+        return self.sample.token_s
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the first token to the last."""
+        return self.times[-1] - self.times[0]
+
+    @cached_property
+    def gaps(self) -> list[float]:
+        """Seconds between tokens, shortest first."""
+        return sorted(map(sub, self.times[1:], self.times))
+
+
+Metric = Callable[[Run], Value]
 Fact = Callable[[Record], Value]
 
 METRICS: dict[str, Metric] = {}
@@ -40,90 +66,85 @@ def sequences(record: Record) -> int:
     return record.case.spread.sequences(record.case.batch_size)
 
 
-def _decode_s(sample: Sample) -> float:
-    return sample.token_s[-1] - sample.token_s[0]
-
-
 def _ratio(amount: float, seconds: float) -> Value:
     return amount / seconds if amount > 0 and seconds > 0 else None
 
 
 @_metric
-def output_tok_per_s(record: Record, sample: Sample) -> Value:
+def output_tok_per_s(run: Run) -> Value:
     """N / t[T-1]: tokens of the whole batch per second, prefill included."""
-    return _ratio(record.output_tokens, sample.token_s[-1])
+    return _ratio(run.record.output_tokens, run.times[-1])
 
 
 @_metric
-def decode_tok_per_s(record: Record, sample: Sample) -> Value:
+def decode_tok_per_s(run: Run) -> Value:
     """(N - S) / (t[T-1] - t[0]): tokens of the whole batch per second after the first one."""
-    return _ratio(record.output_tokens - sequences(record), _decode_s(sample))
+    return _ratio(run.record.output_tokens - sequences(run.record), run.decode_s)
 
 
 @_metric
-def seq_tok_per_s(record: Record, sample: Sample) -> Value:
+def seq_tok_per_s(run: Run) -> Value:
     """N / S / t[T-1]: tokens per second that the reader of one sequence sees."""
-    return _ratio(record.output_tokens / sequences(record), sample.token_s[-1])
+    return _ratio(run.record.output_tokens / sequences(run.record), run.times[-1])
 
 
 @_metric
-def steps_per_s(record: Record, sample: Sample) -> Value:
+def steps_per_s(run: Run) -> Value:
     """(T - 1) / (t[T-1] - t[0]): decode steps per second, however many sequences."""
-    return _ratio(len(sample.token_s) - 1, _decode_s(sample))
+    return _ratio(len(run.times) - 1, run.decode_s)
 
 
 @_metric
-def prefill_tok_per_s(record: Record, sample: Sample) -> Value:
+def prefill_tok_per_s(run: Run) -> Value:
     """Prompt tokens, padding not counted, / t[0]."""
-    return _ratio(sum(record.prompt_lengths), sample.token_s[0])
+    return _ratio(sum(run.record.prompt_lengths), run.times[0])
 
 
 @_metric
-def ttft_s(record: Record, sample: Sample) -> Value:
+def ttft_s(run: Run) -> Value:
     """t[0]: time to first token, which is the prefill and its choice."""
-    return sample.token_s[0]
+    return run.times[0]
 
 
 @_metric
-def tpot_s(record: Record, sample: Sample) -> Value:
+def tpot_s(run: Run) -> Value:
     """(t[T-1] - t[0]) / (T - 1): time per output token after the first."""
-    steps = len(sample.token_s) - 1
-    return _decode_s(sample) / steps if steps else None
+    steps = len(run.times) - 1
+    return run.decode_s / steps if steps else None
 
 
 @_metric
-def itl_p50_s(record: Record, sample: Sample) -> Value:
+def itl_p50_s(run: Run) -> Value:
     """Median of the gaps between tokens, t[i] - t[i-1]; needs 2 of them."""
-    return _gap_quantile(sample, 50)
+    return _gap_quantile(run, 50)
 
 
 @_metric
-def itl_p95_s(record: Record, sample: Sample) -> Value:
+def itl_p95_s(run: Run) -> Value:
     """95th percentile of the gaps between tokens; needs 20 of them."""
-    return _gap_quantile(sample, 95)
+    return _gap_quantile(run, 95)
 
 
 @_metric
-def itl_p99_s(record: Record, sample: Sample) -> Value:
+def itl_p99_s(run: Run) -> Value:
     """99th percentile of the gaps between tokens; needs 100 of them."""
-    return _gap_quantile(sample, 99)
+    return _gap_quantile(run, 99)
 
 
 @_metric
-def generate_s(record: Record, sample: Sample) -> Value:
+def generate_s(run: Run) -> Value:
     """t[T-1]: the whole generation."""
-    return sample.token_s[-1]
+    return run.times[-1]
 
 
 @_metric
-def skew_s(record: Record, sample: Sample) -> Value:
+def skew_s(run: Run) -> Value:
     """Slowest rank's last token minus the fastest rank's."""
-    return sample.skew_s
+    return run.sample.skew_s
 
 
-def _gap_quantile(sample: Sample, percent: int) -> Value:
-    times = sample.token_s
-    gaps = sorted(b - a for a, b in pairwise(times))
+def _gap_quantile(run: Run, percent: int) -> Value:
+    gaps = run.gaps
     # With fewer gaps the quantile would be the maximum under another name.
     if len(gaps) * (100 - percent) < 100:
         return None
@@ -204,8 +225,13 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(n, mean, mean - half, mean + half)
 
 
-def measure(record: Record, metric: Metric) -> Summary:
-    """The metric over the record's samples; nothing where one of them leaves it undefined."""
-    values = [metric(record, sample) for sample in record.samples]
+def runs(record: Record) -> list[Run]:
+    """The record's samples."""
+    return [Run(record, sample) for sample in record.samples]
+
+
+def measure(samples: Sequence[Run], metric: Metric) -> Summary:
+    """The metric over an attempt's samples; nothing where one of them leaves it undefined."""
+    values = [metric(run) for run in samples]
     known = [value for value in values if value is not None]
     return summarise(known if len(known) == len(values) else [])

@@ -45,9 +45,7 @@ class Sample(_Strict):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.token_s or any(
-            b < a for a, b in zip(self.token_s, self.token_s[1:], strict=False)
-        ):
+        if not self.token_s or self.token_s != sorted(self.token_s):
             raise ValueError("token_s must hold at least one time and never go back")
         return self
 

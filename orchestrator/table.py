@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.case import Case
 from orchestrator.columns import Cell, options
 from orchestrator.errors import InputError, nearest
-from orchestrator.metrics import FACTS, METRICS, Summary, measure
+from orchestrator.metrics import FACTS, METRICS, Summary, measure, runs
 from orchestrator.record import Record
 from orchestrator.standing import Standing
 
@@ -123,7 +123,7 @@ def _summary(each: Standing, metric: str) -> Summary:
     if each.status != "ok" or each.record is None:
         return Summary(0)
     if metric in METRICS:
-        return measure(each.record, METRICS[metric])
+        return measure(runs(each.record), METRICS[metric])
     value = FACTS[metric](each.record)
     return Summary(0 if value is None else 1, value)
 
