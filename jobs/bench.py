@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         case = read_case(options.case)
         world = World.from_environment()
-        slot = _slot(options.scratch, world)
+        slot = Board.open(options.scratch, world.size).slot(world.rank)
         join(world, options.collective_s)
         gather = gatherer(world)
         work = prepare(case, world, slot, LoadingLine(slot, world.rank == 0))
@@ -98,12 +98,6 @@ def read_case(file: Path) -> Case:
         return Case.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise InputError(f"{file} cannot be read as a case: {error}") from error
-
-
-def _slot(scratch: Path | None, world: World) -> Slot:
-    if scratch is None:
-        return Board.unseen(world.local_size).slot(world.local_rank)
-    return Board.open(scratch / "board").slot(world.rank)
 
 
 def _stop(error: Exception) -> None:

@@ -16,7 +16,7 @@ def write_heartbeat(
     attempt: Attempt, case: Case, board: Board, started_at: datetime
 ) -> None:
     """Replace the attempt's heartbeat by where the rank that is furthest behind stands."""
-    last = min(board.standings(), key=lambda each: (each.run, each.token, each.loaded))
+    last = min(board.standings(), key=lambda each: each.place)
     beat = Heartbeat(
         at=datetime.now(UTC),
         phase=_phase(last, case),

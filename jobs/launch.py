@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,16 +42,18 @@ _INTERRUPTED = ("cancelled", "lost", "node_fail", "preempted")
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for what, in seconds."""
+    """How long to wait for what, in seconds. Each is an option of the command."""
 
-    stall_s: float
+    stall_s: float = 900
     """For any sign of progress."""
-    collective_s: float
+    collective_s: float = 600
     """For the other ranks, in one exchange."""
-    grace_s: float
+    grace_s: float = 5
     """For workers to end when asked."""
-    disk_s: float
+    disk_s: float = 120
     """For a full or read-only disk."""
+    beat_s: float = 5
+    """Between two heartbeats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     patience = Patience(
-        stall_s=options.stall_s,
-        collective_s=options.collective_s,
-        grace_s=options.grace_s,
-        disk_s=options.disk_s,
+        **{each.name: getattr(options, each.name) for each in fields(Patience)}
     )
     with Signals() as signals:
         return work_through(pack, patience, signals)
@@ -92,27 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("pack", type=Path, help="pack file, written by `orch submit`")
-    add(
-        "--stall-s",
-        type=float,
-        default=900,
-        help="end workers that stand still so long",
-    )
-    add(
-        "--collective-s",
-        type=float,
-        default=600,
-        help="a rank waits so long for others",
-    )
-    add(
-        "--grace-s",
-        type=float,
-        default=5,
-        help="between asking workers to end and ending",
-    )
-    add(
-        "--disk-s", type=float, default=120, help="wait so long for a disk that is full"
-    )
+    for each in fields(Patience):
+        name = "--" + each.name.replace("_", "-")
+        add(name, type=float, default=each.default, help="default: %(default)s")
     return parser
 
 
@@ -194,7 +175,7 @@ def run_case(
 
 def _supervise(run: Run, case_file: Path, signals: Signals) -> Finding:
     """Let the workers do their work; why they left no record, if they left none."""
-    board = Board.create(run.scratch / "board", run.case.gpus)
+    board = Board.create(run.scratch, run.case.gpus, run.nodes.count == 1)
     kills_before = oom_kills()
     try:
         ending = run_workers(_workers(run, case_file, board), signals)
@@ -226,6 +207,7 @@ def _workers(run: Run, case_file: Path, board: Board) -> Workers:
         timeout_s=run.timeout_s,
         stall_s=run.patience.stall_s,
         grace_s=run.patience.grace_s,
+        beat_s=run.patience.beat_s,
         progress=board.ticks,
         on_beat=lambda: write_heartbeat(run.attempt, run.case, board, run.started_at),
     )

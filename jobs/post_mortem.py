@@ -82,19 +82,17 @@ def _stalled(ending: Ending, standings: list[Standing]) -> Finding:
 
 
 def _where(standings: list[Standing]) -> tuple[str, ...]:
-    last = min(standings, key=lambda each: (each.run, each.token))
-    return (f"by then: {_spoken(last)}",)
+    return (f"by then: {_spoken(min(standings, key=lambda each: each.place))}",)
 
 
 def stragglers(standings: list[Standing]) -> tuple[str, ...]:
     """A line on the ranks that stood behind the others; none where all stood together."""
-    places = [(each.run, each.token) for each in standings]
-    behind = [rank for rank, place in enumerate(places) if place < max(places)]
-    if not behind or len(behind) == len(places):
+    first = max(standings, key=lambda each: each.place)
+    behind = [each for each in standings if each.place < first.place]
+    if not behind:
         return ()
-    ahead = standings[places.index(max(places))]
-    names = ", ".join(f"rank {rank} at {_spoken(standings[rank])}" for rank in behind)
-    return (f"behind the others ({_spoken(ahead)}): {names}",)
+    names = ", ".join(f"rank {each.rank} at {_spoken(each)}" for each in behind)
+    return (f"behind the others ({_spoken(first)}): {names}",)
 
 
 def _spoken(standing: Standing) -> str:

@@ -5,6 +5,7 @@ A rank notes a token by one store into mapped memory, which costs the measuremen
 """
 
 import mmap
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ _BYTES = 8
 class Standing:
     """Where one rank stands."""
 
+    rank: int
     phase: str
     run: int
     """Generations before this one, warm-up included."""
@@ -30,29 +32,37 @@ class Standing:
     ticks: int
     """Grows with every note; one that stands still belongs to a rank that does."""
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Larger for a rank that is further."""
+        return (self.run, self.token, self.loaded)
+
 
 class Board:
-    """A slot per rank."""
+    """A slot per rank. Each machine has a board of its own: memory is not shared further."""
 
-    def __init__(self, memory: mmap.mmap | bytearray) -> None:
+    def __init__(
+        self, memory: mmap.mmap | bytearray, everyone_here: bool = True
+    ) -> None:
         self._cells: Final = memoryview(memory).cast("q")
+        self._everyone_here = everyone_here
 
     @classmethod
-    def create(cls, file: Path, ranks: int) -> "Board":
-        """A new board in a file, for others to open."""
-        file.write_bytes(bytes(ranks * _FIELDS * _BYTES))
-        return cls.open(file)
+    def create(cls, folder: Path, ranks: int, everyone_here: bool = True) -> "Board":
+        """A new board in a folder, for the ranks of this machine to open.
+
+        Args:
+            everyone_here: no rank is on another machine, where it cannot note anything.
+        """
+        _file(folder).write_bytes(bytes(ranks * _FIELDS * _BYTES))
+        return cls(_mapped(folder), everyone_here)
 
     @classmethod
-    def open(cls, file: Path) -> "Board":
-        """The board that `create` made."""
-        with file.open("r+b") as stream:
-            return cls(mmap.mmap(stream.fileno(), 0))
-
-    @classmethod
-    def unseen(cls, ranks: int) -> "Board":
-        """A board that nobody else reads, for workers started by hand."""
-        return cls(bytearray(ranks * _FIELDS * _BYTES))
+    def open(cls, folder: Path | None, ranks: int) -> "Board":
+        """The board that `create` made on this machine; one that nobody reads without it."""
+        if folder is None or not _file(folder).exists():
+            return cls(bytearray(ranks * _FIELDS * _BYTES))
+        return cls(_mapped(folder))
 
     def slot(self, rank: int) -> "Slot":
         """What the rank notes in."""
@@ -63,12 +73,26 @@ class Board:
         return sum(self._cells[_TICKS::_FIELDS].tolist())
 
     def standings(self) -> list[Standing]:
-        """Where every rank stands."""
+        """Where every rank stands that can note it here; at least one."""
         rows = [
             self._cells[start : start + _FIELDS].tolist()
             for start in range(0, len(self._cells), _FIELDS)
         ]
-        return [Standing(PHASES[phase], *rest) for phase, *rest in rows]
+        standings = [
+            Standing(rank, PHASES[phase], *rest)
+            for rank, (phase, *rest) in enumerate(rows)
+        ]
+        heard = [each for each in standings if each.ticks]
+        return standings if self._everyone_here or not heard else heard
+
+
+def _file(folder: Path) -> Path:
+    return folder / f"board-{socket.gethostname()}"
+
+
+def _mapped(folder: Path) -> mmap.mmap:
+    with _file(folder).open("r+b") as stream:
+        return mmap.mmap(stream.fileno(), 0)
 
 
 class Slot:
