@@ -93,7 +93,7 @@ class CaseMaker:
         entry = self._grid.models.get(name)
         if entry is not None:
             return self._declared(name, entry)
-        if name in (self._document.data.get("models") or {}):
+        if self._document.has(("models", name)):
             return None  # its entry was refused already
         if name not in KNOWN:
             raise InputError(

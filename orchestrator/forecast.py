@@ -174,7 +174,8 @@ def misfit(
 
 def _gib(*sizes: int) -> list[str]:
     # as few digits as tell them apart
-    for digits in range(4):
+    shown: list[str] = []
+    for digits in range(0 if min(sizes) >= 2**30 else 1, 4):
         shown = [f"{size / 2**30:.{digits}f}" for size in sizes]
         if len(set(shown)) == len(shown):
             break

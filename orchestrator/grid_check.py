@@ -14,7 +14,7 @@ from orchestrator.marked_yaml import Document, Loc
 
 _ROUNDS = 100
 _WHOLE = {"include": 2, "exclude": 2, "subsets": 3}
-"""Where half an entry would mean something else: how deep the entry stands that is taken out."""
+"""How deep the entries stand that are taken out whole."""
 
 
 def check(document: Document) -> GridFile:
@@ -47,9 +47,17 @@ def _note(document: Document, found: ErrorDetails, removed: list[Loc]) -> Loc:
         )
     if found["type"] == "missing":
         loc = loc[:-1]
+    return _remove(document.data, _whole(loc))
+
+
+def _whole(loc: Loc) -> Loc:
+    # half an entry or half a strategy would mean something else
     if loc[0] in _WHOLE:
-        loc = loc[: _WHOLE[loc[0]]]
-    return _remove(document.data, loc)
+        return loc[: _WHOLE[loc[0]]]
+    if "strategy" in loc:
+        end = loc.index("strategy") + 1
+        return loc[: end + (loc[0] == "axes")]
+    return loc
 
 
 def _remove(data: Any, loc: Loc) -> Loc:

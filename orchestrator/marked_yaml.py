@@ -51,6 +51,10 @@ class Document:
         if key is not None:
             self._keys[loc] = key
 
+    def has(self, loc: Loc) -> bool:
+        """Whether the file has a value there, even one that was refused."""
+        return loc in self._values
+
     def problem(self, loc: Loc, message: str, *, at_key: bool = False) -> None:
         """Note what is wrong with the value at `loc`, or with the nearest one above it."""
         marks = self._keys if at_key else self._values

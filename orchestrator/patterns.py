@@ -63,36 +63,35 @@ def without(
     """The points that no pattern matches; a pattern that matches none is noted."""
     kept = points
     for pattern in patterns:
-        if points and not _selected(points, pattern):
-            _explain_none(points, pattern, document)
+        _refuse_idle(points, pattern, document)
         kept = [point for point in kept if not pattern.matches(point)]
     return kept
 
 
-def _selected(points: list[Point], pattern: Pattern) -> list[Point]:
-    return [point for point in points if pattern.matches(point)]
-
-
-def _explain_none(points: list[Point], pattern: Pattern, document: Document) -> None:
-    # most often one value is misspelt: then that one is shown, else the combination
-    explained = False
-    for name, values in pattern.fields.items():
-        there = {id(point[name]): point[name] for point in points if name in point}
-        for value in values:
-            if not any(_agree(name, has, value) for has in there.values()):
-                shown = dict.fromkeys(str(has.raw) for has in there.values())
-                document.problem(
-                    value.loc,
-                    f"{dotted(value.loc)}: no case has {name} {value.raw}; "
-                    f"there is: {', '.join(shown)}",
-                )
-                explained = True
-    if not explained:
+def _refuse_idle(points: list[Point], pattern: Pattern, document: Document) -> None:
+    idle = [
+        (name, value)
+        for name, values in pattern.fields.items()
+        for value in values
+        if not _occurs(points, name, value)
+    ]
+    for name, value in idle if points else ():
+        there = dict.fromkeys(str(point[name].raw) for point in points if name in point)
+        document.problem(
+            value.loc,
+            f"{dotted(value.loc)}: no case has {name} {value.raw}; "
+            f"there is: {', '.join(there)}",
+        )
+    if points and not idle and not any(map(pattern.matches, points)):
         document.problem(
             pattern.loc,
             f"{dotted(pattern.loc)} matches no case: each value occurs, but not together; "
             f"mend it or take it out",
         )
+
+
+def _occurs(points: list[Point], name: str, value: Value) -> bool:
+    return any(_agree(name, point[name], value) for point in points if name in point)
 
 
 def subsets_of(
@@ -102,8 +101,7 @@ def subsets_of(
     for name, entries in grid.subsets.items():
         patterns = list(patterns_of(entries, document, ("subsets", name)))
         for pattern in patterns:
-            if points and not _selected(points, pattern):
-                _explain_none(points, pattern, document)
+            _refuse_idle(points, pattern, document)
         yield (
             name,
             [

@@ -1,0 +1,321 @@
+"""Strategies as written: what they become for a number of GPUs, and what people read."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from kernels.placement import NAMES, Strategy
+from orchestrator.strategies import StrategyError, Written
+from orchestrator.strategy_options import SHORT, OffloadOptions, PipelineOptions
+
+
+def written(value: Any) -> Written:
+    return Written.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "gpus", "expected"),
+    [
+        ("single", 1, {"names": ("single",)}),
+        ("model", 4, {"names": ("model",), "stages": 4}),
+        ("tensor", 1, {"names": ("tensor",)}),
+        ("tensor", 4, {"names": ("tensor",), "tensor": 4}),
+        ({"tensor": 2}, 2, {"names": ("tensor",), "tensor": 2}),
+        ("data", 2, {"names": ("data",), "data": 2}),
+        (
+            "pipeline",
+            2,
+            {
+                "names": ("pipeline",),
+                "stages": 2,
+                "schedule": "gpipe",
+                "micro_batches": 2,
+            },
+        ),
+        (
+            {"pipeline": {"schedule": "async", "micro_batches": 4}},
+            2,
+            {
+                "names": ("pipeline",),
+                "stages": 2,
+                "schedule": "async",
+                "micro_batches": 4,
+            },
+        ),
+        (
+            {"pipeline": {"in_flight": 16, "prefill_micro_batches": 8}},
+            4,
+            {
+                "names": ("pipeline",),
+                "stages": 4,
+                "schedule": "gpipe",
+                "micro_batches": 4,
+                "in_flight": 16,
+                "prefill_micro_batches": 8,
+            },
+        ),
+        (
+            {"pipeline": {"split": [3, 1]}},
+            2,
+            {
+                "names": ("pipeline",),
+                "stages": 2,
+                "schedule": "gpipe",
+                "micro_batches": 2,
+                "split": (3, 1),
+            },
+        ),
+        (
+            {"model": {"balance": "profiled"}},
+            2,
+            {"names": ("model",), "stages": 2, "balance": "profiled"},
+        ),
+        (
+            {"tensor": 2, "pipeline": None},
+            8,
+            {
+                "names": ("pipeline", "tensor"),
+                "stages": 4,
+                "tensor": 2,
+                "schedule": "gpipe",
+                "micro_batches": 4,
+            },
+        ),
+        (
+            {"pipeline": {"degree": 2}, "tensor": {}},
+            8,
+            {
+                "names": ("pipeline", "tensor"),
+                "stages": 2,
+                "tensor": 4,
+                "schedule": "gpipe",
+                "micro_batches": 2,
+            },
+        ),
+        (
+            {"data": 2, "tensor": 2},
+            4,
+            {"names": ("tensor", "data"), "data": 2, "tensor": 2},
+        ),
+        ("zero-offload", 1, {"names": ("zero-offload",)}),
+        ("zero-offload", 4, {"names": ("zero-offload",), "tensor": 4}),
+        (
+            {"zero-offload": {}, "data": 2},
+            4,
+            {"names": ("zero-offload", "data"), "data": 2, "tensor": 2},
+        ),
+        (
+            {"zero-offload": {}, "data": {}},
+            4,
+            {"names": ("zero-offload", "data"), "data": 4},
+        ),
+        (
+            {
+                "zero-offload": {
+                    "resident": 1,
+                    "source": "disk",
+                    "kv": "host",
+                    "memory_budget_bytes": "8GiB",
+                },
+                "tensor": 2,
+            },
+            2,
+            {
+                "names": ("tensor", "zero-offload"),
+                "tensor": 2,
+                "resident": 1.0,
+                "source": "disk",
+                "kv": "host",
+                "memory_budget_bytes": 8 * 2**30,
+            },
+        ),
+        (
+            {"zero-offload": {"resident": "auto"}},
+            1,
+            {"names": ("zero-offload",), "resident": "auto"},
+        ),
+    ],
+)
+def test_degrees_and_options_resolve_for_a_number_of_gpus(
+    value: Any, gpus: int, expected: dict[str, Any]
+) -> None:
+    spread = written(value).resolve(gpus, batch_size=4)
+    assert spread == Strategy(**expected)
+    assert spread.world_size == gpus
+
+
+@pytest.mark.parametrize(
+    ("value", "gpus", "said"),
+    [
+        ("single", 2, "single runs on one GPU, and gpus is 2"),
+        ({"tensor": 2}, 4, "must multiply to gpus: tensor 2 for gpus 4"),
+        (
+            {"tensor": 2, "data": 2},
+            2,
+            "must multiply to gpus: tensor 2 × data 2 for gpus 2",
+        ),
+        ({"tensor": 4, "pipeline": {}}, 2, "must divide gpus: tensor 4 for gpus 2"),
+        ({"pipeline": {"split": [1, 1, 2]}}, 4, "pipeline 3 for gpus 4"),
+        ({"zero-offload": {}, "data": 2}, 3, "must divide gpus: data 2 for gpus 3"),
+    ],
+)
+def test_degrees_that_do_not_multiply_to_gpus_are_refused(
+    value: Any, gpus: int, said: str
+) -> None:
+    with pytest.raises(StrategyError, match=said):
+        written(value).resolve(gpus, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            {"tensor": {}, "pipeline": {}},
+            "at most one part may leave its degree open, got pipeline and tensor",
+        ),
+        ({"single": {}, "tensor": 2}, "single goes with nothing else"),
+        ({"model": 2, "pipeline": 2}, "model does not go together with pipeline"),
+        (
+            {"pipeline": 2, "zero-offload": {}},
+            "pipeline does not go together with zero-offload",
+        ),
+        ({}, "at least one part"),
+        (3, "a strategy is a name"),
+        (["tensor", "pipeline"], "a strategy is a name"),
+        (
+            {"pipeline": {"split": [1], "degree": 2}},
+            "split must give the layers of each of 2 stages, got 1",
+        ),
+        ({"pipeline": {"split": [1, 2], "balance": "profiled"}}, "leave balance out"),
+        ({"zero-offload": {"resident": 1.5}}, "from 0 to 1, or auto"),
+        ({"zero-offload": {"resident": True}}, "from 0 to 1, or auto"),
+        ({"zero-offload": {"resident": float("nan")}}, "from 0 to 1, or auto"),
+        ({"zero-offload": {"memory_budget_bytes": "8"}}, "must be a number and a unit"),
+        ({"zero-offload": 2}, "valid dictionary"),
+        ({"tensor": True}, "valid integer"),
+        ({"tensor": 0}, "greater than or equal to 1"),
+        ({"single": {"degree": 1}}, "not permitted"),
+    ],
+)
+def test_what_makes_no_strategy_is_refused(value: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        written(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ("tensor", "tensor"),
+        ({"tensor": 2}, "tensor2"),
+        ("pipeline", "pipeline"),
+        ({"pipeline": {"schedule": "gpipe"}}, "pipeline"),
+        ({"pipeline": {"schedule": "async", "micro_batches": 4}}, "pipeline async m4"),
+        ({"pipeline": {}, "tensor": 2}, "tensor2+pipeline"),
+        ({"data": 2, "tensor": {}}, "data2+tensor"),
+        (
+            {
+                "pipeline": {
+                    "in_flight": 16,
+                    "split": [8, 8],
+                    "prefill_micro_batches": 8,
+                }
+            },
+            "pipeline split 8-8 prefill m8 16 in flight",
+        ),
+        (
+            {
+                "zero-offload": {
+                    "resident": 0.5,
+                    "kv": "host",
+                    "source": "disk",
+                    "memory_budget_bytes": "1.5GiB",
+                }
+            },
+            "zero-offload resident 0.5 disk KV on host budget 1.5GiB",
+        ),
+        ({"model": {"balance": "profiled"}}, "model profiled"),
+    ],
+)
+def test_labels_show_what_was_written_and_is_not_the_default(
+    value: Any, label: str
+) -> None:
+    assert written(value).label == label
+
+
+def test_a_default_micro_batch_count_never_exceeds_the_sequences() -> None:
+    assert written("pipeline").resolve(8, batch_size=3).micro_batches == 3
+    in_flight = written({"pipeline": {"in_flight": 16}})
+    assert in_flight.resolve(8, batch_size=4).micro_batches == 8
+
+
+def test_writing_a_default_out_does_not_change_the_case() -> None:
+    plain = written("pipeline").resolve(4, batch_size=4)
+    spelt = {
+        "micro_batches": 4,
+        "prefill_micro_batches": 4,
+        "in_flight": 4,
+        "degree": 4,
+    }
+    assert written({"pipeline": spelt}).resolve(4, batch_size=4) == plain
+
+
+def test_every_option_is_a_field_of_the_real_strategy() -> None:
+    fields = set(Strategy.__dataclass_fields__)
+    for options in (PipelineOptions, OffloadOptions):
+        assert set(options.model_fields) - {"degree"} <= fields
+    assert set(SHORT) <= fields
+
+
+def test_every_strategy_of_the_kernels_can_be_written() -> None:
+    assert {written(name).names for name in NAMES} == {(name,) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value", "agrees"),
+    [
+        ("pipeline", {"pipeline": {"schedule": "async"}}, True),
+        ({"pipeline": {"schedule": "gpipe"}}, "pipeline", True),
+        ({"pipeline": {"schedule": "async"}}, "pipeline", False),
+        (
+            {"pipeline": {"schedule": "async"}},
+            {"pipeline": {"schedule": "async", "micro_batches": 2}},
+            True,
+        ),
+        ("tensor", {"tensor": 2, "pipeline": {}}, False),
+        ({"tensor": 2}, "tensor", False),
+        ("tensor", {"tensor": 2}, True),
+        ("model", "pipeline", False),
+    ],
+)
+def test_a_pattern_agrees_where_parts_and_written_options_are_the_same(
+    pattern: Any, value: Any, agrees: bool
+) -> None:
+    assert written(value).matches(written(pattern)) is agrees
+
+
+degrees = st.sampled_from([None, 1, 2, 3, 4, 8])
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["tensor", "pipeline", "data"]), degrees, min_size=1
+    ),
+    st.integers(1, 64),
+)
+def test_what_resolves_multiplies_to_gpus_and_keeps_what_was_written(
+    value: dict[str, int | None], gpus: int
+) -> None:
+    try:
+        strategy = written(value)
+        spread = strategy.resolve(gpus, batch_size=4)
+    except (ValidationError, StrategyError):
+        return
+    assert spread.world_size == gpus
+    have = {"tensor": spread.tensor, "pipeline": spread.stages, "data": spread.data}
+    assert all(have[name] == degree for name, degree in value.items() if degree)
+    backwards = written(dict(reversed(value.items())))
+    assert backwards.label == strategy.label
+    assert backwards.resolve(gpus, batch_size=4) == spread
