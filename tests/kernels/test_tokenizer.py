@@ -191,6 +191,20 @@ def test_end_tokens_are_those_the_model_names(tmp_path: Path) -> None:
     assert load_tokenizer(folder).eos_ids == (2, 0)
 
 
+def test_an_end_token_that_the_file_puts_after_a_text_is_no_begin_token(
+    tmp_path: Path,
+) -> None:
+    folder = hf_folder(tmp_path, begins=False)
+    model = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    model.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.bos_id is None
+    assert 0 not in tokenizer.encode("a task")
+
+
 def test_metas_tokenizer_is_found_one_level_up(tmp_path: Path) -> None:
     sentencepiece_folder(tmp_path)
     folder = tmp_path / "7B"
