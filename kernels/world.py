@@ -65,7 +65,11 @@ class World:
         ranks = tuple(ranks)
         if len(ranks) == 1 or self.size == 1:
             return Group(ranks, self.rank, None)
-        return Group(ranks, self.rank, dist.new_group(list(ranks)))
+        group = Group(ranks, self.rank, dist.new_group(list(ranks)))
+        if group.index >= 0:
+            # Or a member that closes early would cut the line of one that is still connecting.
+            group.barrier()
+        return group
 
     def group_among(self, partition: Sequence[Sequence[int]]) -> "Group":
         """The group of `partition` that holds this rank; makes the others on the way."""
