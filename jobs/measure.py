@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from jobs import gates
+from jobs.balance import settled
 from jobs.checkout import expanded
 from jobs.environment import cpu_model, describe
 from jobs.progress import CHECKING, LOADING, MEASURING, WARMING, Slot
@@ -18,6 +19,7 @@ from jobs.timing import Stopwatch
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
 from kernels.memory import peak_resident_bytes
+from kernels.placement import stage_layers
 from kernels.strategy import spread
 from kernels.tokenizer import Tokenizer, load_tokenizer
 from kernels.weights import Progress, RandomWeights, Weights, open_weights
@@ -64,7 +66,6 @@ def prepare(case: Case, world: World, slot: Slot, progress: Progress) -> Work:
         ValueError: what the case names is not there, or does not fit.
     """
     slot.enter(LOADING)
-    start = time.perf_counter()
     weights = _weights(case)
     tokenizer = _tokenizer(case)
     batch, lengths = batch_of(case, tokenizer, weights.shape)
@@ -75,8 +76,11 @@ def prepare(case: Case, world: World, slot: Slot, progress: Progress) -> Work:
         eos_ids=tokenizer.eos_ids if tokenizer else (),
         stop_at_eos=case.stop_at_eos,
     )
+    context = batch.length + case.new_tokens
+    strategy = settled(case, weights.shape, context, world, gatherer)
     dtype = getattr(torch, case.dtype)
-    engine = spread(weights.shape, case.spread, world, dtype, weights, progress)
+    start = time.perf_counter()
+    engine = spread(weights.shape, strategy, world, dtype, weights, progress)
     engine.synchronize()
     return Work(
         case=case,
@@ -131,8 +135,14 @@ def measure(work: Work, slot: Slot) -> Report:
     )
     report.problems = _problems(work, report, ids)
     if world.local_rank == 0:
-        report.environment = describe()
+        report.environment = describe() | {"split": _split(work)}
     return report
+
+
+def _split(work: Work) -> list[int]:
+    """Layers of each stage, as they came to be."""
+    stages = stage_layers(work.engine.strategy, work.engine.shape.n_layers)
+    return [len(layers) for layers in stages]
 
 
 def _meet(world: World) -> None:

@@ -92,8 +92,11 @@ def _wait(device: torch.device) -> None:
 def hop_s(everyone: Group, device: torch.device, num_bytes: int, to: int) -> float:
     """Seconds to hand so many bytes from the first member to member `to`.
 
-    Half of the quickest of some round trips. All members call it and get the same answer.
+    Half of the quickest of some round trips. All members call it and get the same answer; alone
+    there is nobody to hand it to, and it is 0.
     """
+    if everyone.size == 1:
+        return 0.0
     parcel = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     trips = torch.zeros(_REPEATS, dtype=torch.float64, device=device)
     for trip in range(_REPEATS):
