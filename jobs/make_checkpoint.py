@@ -12,18 +12,20 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from jobs.hf_writer import write_hf
 from jobs.meta_writer import write_meta
 from jobs.toy_tokenizer import train_tokenizer
 from kernels.shapes import KNOWN, ModelShape, RopeScaling, ShapeError, weight_bytes
-from kernels.weights import RandomWeights
+from kernels.weights import RandomWeights, Weights
 from orchestrator.errors import InputError, OrchError, nearest
 
 TOY = ModelShape(
@@ -73,7 +75,7 @@ def parse_bytes(text: str) -> int:
 def make_checkpoint(
     folder: Path,
     format: str,
-    weights: RandomWeights,
+    weights: Weights,
     *,
     shards: int = 1,
     embedding_split: str = "columns",
@@ -110,6 +112,20 @@ def make_checkpoint(
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+class _Watched:
+    """Weights that tell how many bytes were read."""
+
+    def __init__(self, weights: Weights, tell: Callable[[int], object]) -> None:
+        self.shape, self.dtype = weights.shape, weights.dtype
+        self._weights = weights
+        self._tell = tell
+
+    def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
+        part = self._weights.read(source, dim, owned)
+        self._tell(part.nbytes)
+        return part
 
 
 @click.command(
@@ -179,19 +195,24 @@ def main(
 ) -> None:
     try:
         shape = shape_from(like, options)
-        make_checkpoint(
-            folder,
-            format,
-            RandomWeights(shape, seed, getattr(torch, dtype)),
-            shards=shards,
-            embedding_split=embedding_split,
-            max_shard_size=max_shard_size,
-            tokenizer=tokenizer,
-        )
-    except OrchError as error:
+        size = weight_bytes(shape, dtype)
+        weights = RandomWeights(shape, seed, getattr(torch, dtype))
+        with click.progressbar(
+            length=size, label=f"Writing {folder}", file=sys.stderr
+        ) as bar:
+            make_checkpoint(
+                folder,
+                format,
+                _Watched(weights, bar.update),
+                shards=shards,
+                embedding_split=embedding_split,
+                max_shard_size=max_shard_size,
+                tokenizer=tokenizer,
+            )
+    except (OrchError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
-    gib = weight_bytes(shape, dtype) / 2**30
+        sys.exit(getattr(error, "exit_code", 1))
+    gib = size / 2**30
     click.echo(f"{folder}: {format}, {shape.n_layers} layers, {gib:.3g} GiB", err=True)
 
 

@@ -6,6 +6,7 @@ prompt is three characters, so that the begin token stands exactly once, where `
 """
 
 import base64
+import importlib
 import json
 import re
 from collections.abc import Sequence
@@ -198,7 +199,7 @@ def _valid(text: str) -> str:
 
 def _optional(package: str, file: Path) -> Any:
     try:
-        return __import__(package)
+        return importlib.import_module(package)
     except ImportError as error:
         raise TokenizerError(
             f"{file} needs the package {package}; install it (pip install {package}, or the extra "
