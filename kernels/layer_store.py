@@ -79,8 +79,10 @@ def page_aligned(num_bytes: int) -> Tensor:
     """Flat uint8 host memory that begins on a page: no more than asked for, and given back."""
     # A normal tensor wherever this is called: other threads write to it.
     with torch.inference_mode(mode=False):
-        pages = mmap.mmap(-1, max(num_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return torch.frombuffer(pages, dtype=torch.uint8, count=num_bytes)
+        if not num_bytes:
+            return torch.empty(0, dtype=torch.uint8)
+        pages = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def memory_of(flat: Tensor) -> memoryview:
@@ -125,7 +127,8 @@ class HostStore:
 
     def keep(self, unit: Unit, flat: Tensor) -> None:
         """Keep a unit that has been on the device so far."""
-        self._new(unit).copy_(flat)
+        if unit.name not in self._flat:
+            self._new(unit).copy_(flat)
 
     def _new(self, unit: Unit) -> Tensor:
         flat = page_aligned(unit.num_bytes)

@@ -33,7 +33,7 @@ class Streamer:
         device: torch.device,
         on_unit: OnUnit,
     ) -> None:
-        self._units = {unit.name: unit for unit in units}
+        self._by_name = {unit.name: unit for unit in units}
         self._store = store
         self._dtype = dtype
         self._device = device
@@ -50,9 +50,7 @@ class Streamer:
 
     def _start(self, plan: OffloadPlan) -> None:
         self.plan = plan
-        streamed = [
-            unit for unit in self._units.values() if unit.name not in self._resident
-        ]
+        streamed = [unit for unit in self.units if unit.name not in self._resident]
         self._turns = {unit.name: turn for turn, unit in enumerate(streamed)}
         self._fetch = self._new_fetch(streamed)
         self._ring = SlotRing(
@@ -64,6 +62,11 @@ class Streamer:
         )
         self._ring.start()
 
+    @property
+    def units(self) -> list[Unit]:
+        """All units, in the order of use."""
+        return [*self._by_name.values()]
+
     def _new_fetch(self, streamed: list[Unit]) -> FromFiles | HostToCpu | HostToCuda:
         if isinstance(self._store, FileStore):
             return FromFiles(self._store, streamed, self._device)
@@ -74,7 +77,7 @@ class Streamer:
     @contextmanager
     def lend(self, name: str) -> Iterator[dict[str, Tensor]]:
         """A unit's tensors by parameter name, for what is issued within the block."""
-        unit = self._units[name]
+        unit = self._by_name[name]
         with ExitStack() as stack:
             flat = self._resident.get(name)
             if flat is None:
@@ -82,21 +85,34 @@ class Streamer:
             yield views(unit, flat, self._dtype)
 
     def change(self, plan: OffloadPlan) -> None:
-        """Keep less on the device from now on: what `plan` no longer keeps is streamed."""
-        self._stop()
-        for unit, stays in zip(self._units.values(), plan.is_resident, strict=True):
-            if unit.name in self._resident and not stays:
-                self._store.keep(unit, self._resident.pop(unit.name))
+        """Keep other units on the device from now on."""
+        self._ring.drain()
+        del (
+            self._ring
+        )  # its memory first: the device may hold no more than one plan at a time
+        stay = {
+            unit.name
+            for unit, stays in zip(self.units, plan.is_resident, strict=True)
+            if stays
+        }
+        for name in self._resident.keys() - stay:
+            self._store.keep(self._by_name[name], self._resident.pop(name))
+        for name in stay - self._resident.keys():
+            self._resident[name] = self._fetched(name)
+        self._fetch.close()
         self._start(plan)
 
-    def _stop(self) -> None:
-        self._ring.drain()
-        self._fetch.close()
-        del self._ring
+    def _fetched(self, name: str) -> Tensor:
+        flat = device_bytes(self._by_name[name].num_bytes, self._device)
+        arrival = self._fetch.start(self._turns[name], flat, None)
+        arrival.wait(queue_of(self._device))
+        return flat
 
     def close(self) -> None:
         """Give all memory and files back."""
-        self._stop()
+        self._ring.drain()
+        self._fetch.close()
+        del self._ring
         self._resident.clear()
 
 

@@ -52,7 +52,8 @@ class Strategy:
     kv: str = "device"
     """zero-offload: of `KV_PLACES`, where keys and values are kept."""
     memory_budget_bytes: int = 0
-    """zero-offload: what the weights on one device may take; 0 stands for no limit."""
+    """zero-offload: what one device may hold, weights, cache and activations; on a CPU the whole
+    process; 0 stands for no limit."""
 
     @property
     def offloads(self) -> bool:

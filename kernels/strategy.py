@@ -60,6 +60,11 @@ def _check(shape: ModelShape, strategy: Strategy, world: World) -> None:
             f"the degrees must multiply to the number of ranks: data {strategy.data} × stages "
             f"{strategy.stages} × tensor {strategy.tensor} for {world.size} ranks"
         )
+    if strategy.offloads and strategy.schedule != "sequential":
+        reasons.append(
+            f"zero-offload streams each layer once a pass: schedule {strategy.schedule} would "
+            f"need it once a micro-batch; take model or tensor with zero-offload"
+        )
     if reasons:
         raise StrategyError("; ".join(reasons))
 

@@ -70,12 +70,12 @@ class OffloadEngine(SequentialEngine):
         self._budget.set_base()
         plan = self._plan(working_bytes=0)
         streamed = [*units.values()]
-        self._streamer = Streamer(
+        self.streamer = Streamer(
             streamed, plan, store, weights, self.dtype, self.device, report
         )
-        self._cleanup.callback(self._streamer.close)
+        self._cleanup.callback(self.streamer.close)
         if self.model.output is not None:
-            self.model.output = LentLinear(self.model.output, self._streamer)
+            self.model.output = LentLinear(self.model.output, self.streamer)
         self.how = how_stored(store)
         self._budget.begin()
 
@@ -115,7 +115,7 @@ class OffloadEngine(SequentialEngine):
             with ExitStack() as stack:
                 if isinstance(step.lane, HostLane):
                     stack.enter_context(step.lane.lend(int(index)))
-                stack.enter_context(lent(layer, f"layers.{index}", self._streamer))
+                stack.enter_context(lent(layer, f"layers.{index}", self.streamer))
                 x_BTD = layer(x_BTD, step)
         return x_BTD
 
@@ -151,9 +151,9 @@ class OffloadEngine(SequentialEngine):
         working += 2 * layers * rows * heads * slots * self.shape.head_dim * width
         if new_tokens == 0:
             working += 3 * rows * batch.length * self.shape.vocab_size * 4
-        plan = self._plan(working)
-        if plan.device_bytes < self._streamer.plan.device_bytes:
-            self._streamer.change(plan)
+        available = self._budget.available_bytes(working)
+        if available is not None and self.streamer.plan.device_bytes > available:
+            self.streamer.change(self._plan(working))
 
     def close(self) -> None:
         """Free the groups, memory and files; the engine is of no use afterwards."""
