@@ -59,11 +59,14 @@ class Forecast:
     replicas: int
     budget_bytes: int
     """What the case itself allows on a device; 0: no limit."""
+    is_balanced: bool = False
+    """Who holds which layers is decided by a profile, on the devices."""
 
     @property
     def device_bytes(self) -> int:
         """On the GPU that needs most."""
-        return max(rank.device_bytes for rank in self.ranks)
+        each = [rank.device_bytes for rank in self.ranks]
+        return sum(each) // len(each) if self.is_balanced else max(each)
 
     @property
     def host_bytes(self) -> int:
@@ -86,6 +89,7 @@ def forecast(case: Case, shape: ModelShape) -> Forecast:
         ranks=tuple(_rank(case, shape, rank) for rank in one_replica),
         replicas=spread.data,
         budget_bytes=spread.memory_budget_bytes,
+        is_balanced=spread.balance == "profiled",
     )
 
 
@@ -99,8 +103,7 @@ def _rank(case: Case, shape: ModelShape, rank: int) -> RankMemory:
     prompt = case.prompt_tokens or 1
     per_token = 2 * len(placement.layers) * len(placement.kv_heads) * shape.head_dim
     cached = rows * (prompt + case.new_tokens) * per_token * width
-    at_once = -(-rows // (spread.prefill_micro_batches or spread.micro_batches))
-    working = working_bytes(placement, shape, at_once, prompt, width)
+    working = working_bytes(placement, shape, *_at_once(spread, rows, prompt), width)
     cache_on_host = spread.offloads and spread.kv == "host"
     return RankMemory(
         rank=rank,
@@ -109,6 +112,14 @@ def _rank(case: Case, shape: ModelShape, rank: int) -> RankMemory:
         working_bytes=working + WORKSPACE_BYTES,
         host_bytes=waiting + (cached if cache_on_host else 0),
     )
+
+
+def _at_once(spread: Strategy, rows: int, prompt: int) -> tuple[int, int]:
+    """Rows and tokens of each that go through a layer together during the prefill."""
+    parts = spread.prefill_micro_batches or spread.micro_batches
+    if parts <= rows:
+        return -(-rows // parts), prompt
+    return 1, max(1, prompt * rows // parts)  # long prompts are cut too
 
 
 @cache
@@ -149,6 +160,7 @@ def misfit(
     host_memory_bytes: int | None,
     *,
     device: str = "GPU",
+    nodes: int = 1,
 ) -> str | None:
     """Why the case cannot fit, for a `#` in the table; None where it may.
 
@@ -156,8 +168,9 @@ def misfit(
         need: of the case.
         device_memory_bytes: of each device; None where there is none but main memory, or it
             is not known.
-        host_memory_bytes: main memory that the whole case has; None: not known.
+        host_memory_bytes: main memory of a node that the case has; None: not known.
         device: what a device is called.
+        nodes: over which the ranks are spread, equally many on each.
     """
     if need.budget_bytes and need.device_bytes > need.budget_bytes:
         needed, allowed = _gib(need.device_bytes, need.budget_bytes)
@@ -165,9 +178,10 @@ def misfit(
     if device_memory_bytes is not None and need.device_bytes > device_memory_bytes:
         needed, there = _gib(need.device_bytes, device_memory_bytes)
         return f"needs {needed} on each {device}, it has {there}"
-    in_host = need.all_bytes if device_memory_bytes is None else need.host_bytes
-    if host_memory_bytes is not None and in_host > host_memory_bytes:
-        needed, there = _gib(in_host, host_memory_bytes)
+    total = need.all_bytes if device_memory_bytes is None else need.host_bytes
+    on_node = total // nodes
+    if host_memory_bytes is not None and on_node > host_memory_bytes:
+        needed, there = _gib(on_node, host_memory_bytes)
         return f"needs {needed} of main memory, there is {there}"
     return None
 

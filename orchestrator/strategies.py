@@ -64,7 +64,8 @@ class Written(BaseModel):
         names = self.names
         if not names:
             raise ValueError("a strategy needs at least one part")
-        for one, other in (("model", "pipeline"), *_OFFLOAD_ALONE):
+        # a pipeline would need each streamed layer once a micro-batch
+        for one, other in (("model", "pipeline"), ("pipeline", "zero-offload")):
             if one in names and other in names:
                 raise ValueError(
                     f"{one} does not go together with {other}; take one of them"
@@ -149,7 +150,6 @@ class Written(BaseModel):
 
 
 _WITH_DEGREE = ("model", "pipeline", "tensor", "data")
-_OFFLOAD_ALONE = (("model", "zero-offload"), ("pipeline", "zero-offload"))
 _OUTER_FIRST = ("single", "data", "tensor", "model", "pipeline", "zero-offload")
 
 

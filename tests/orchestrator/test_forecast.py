@@ -95,6 +95,28 @@ def test_more_sequences_in_flight_need_more_cache_but_no_more_room_to_work() -> 
     assert many.ranks[0].working_bytes == few.ranks[0].working_bytes
 
 
+def test_a_prefill_cut_by_columns_too_needs_less_room_to_work() -> None:
+    whole, rows, columns = (
+        need({"pipeline": {"prefill_micro_batches": parts}}, 2).ranks[0].working_bytes
+        for parts in (1, 4, 8)
+    )
+    assert whole > rows > columns
+
+
+def test_a_split_by_profile_is_forecast_as_the_best_that_it_could_be() -> None:
+    shape = KNOWN["llama-3-8b"]
+    equal = need({"pipeline": {}}, 4, shape)
+    profiled = need({"pipeline": {"balance": "profiled"}}, 4, shape)
+    assert profiled.ranks == equal.ranks
+    assert profiled.device_bytes < equal.device_bytes
+
+
+def test_nodes_share_what_the_ranks_need_of_main_memory() -> None:
+    found = need("zero-offload", 8, KNOWN["llama-2-70b"])
+    assert misfit(found, A100, 100 * GIB) is not None
+    assert misfit(found, A100, 100 * GIB, nodes=2) is None
+
+
 def test_replicas_need_their_memory_again_in_the_host_but_not_on_a_gpu() -> None:
     one, two = need({"tensor": 2}, 2), need({"tensor": 2, "data": 2}, 4)
     assert two.device_bytes == one.device_bytes

@@ -101,6 +101,11 @@ def written(value: Any) -> Written:
             {"names": ("tensor", "data"), "data": 2, "tensor": 2},
         ),
         ("zero-offload", 1, {"names": ("zero-offload",)}),
+        (
+            {"zero-offload": {}, "model": {}},
+            2,
+            {"names": ("model", "zero-offload"), "stages": 2},
+        ),
         ("zero-offload", 4, {"names": ("zero-offload",), "tensor": 4}),
         (
             {"zero-offload": {}, "data": 2},
