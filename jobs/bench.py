@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         case = read_case(options.case)
-        world = World.from_environment()
+        world = World.from_environment(timeout_s=options.collective_s)
         slot = Board.open(options.scratch, world.size).slot(world.rank)
-        join(world, options.collective_s)
+        join(world)
         gather = gatherer(world)
         work = prepare(case, world, slot, LoadingLine(slot, world.rank == 0))
     except (ValueError, OrchError, FileNotFoundError, PermissionError) as error:

@@ -9,18 +9,18 @@ Shapes, in names: B rows, T tokens, D model width, N new tokens, V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kernels.cache import Lane, Step, slots_for
 from kernels.generate import Batch, Generation, NewTokens, choose
+from kernels.groups import Groups, gather_uneven
 from kernels.llama import Llama, rotary_tables
-from kernels.placement import Strategy, axis_groups, place, split_evenly
+from kernels.placement import Strategy, place, split_evenly
 from kernels.shapes import ModelShape
 from kernels.timeline import OFF, Timeline
-from kernels.world import Group, World
+from kernels.world import World
 
 OnToken = Callable[[int], None]
 """Called with a token's index once this rank has issued its work for it."""
@@ -28,33 +28,6 @@ OnToken = Callable[[int], None]
 
 def ignore(_index: int) -> None:
     """The `on_token` of who does not listen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Groups:
-    """The groups that this rank is a member of, one per axis of the strategy."""
-
-    shards: Group
-    """Holders of the other parts of the same layers."""
-    stages: Group
-    """Holders of the layers before and after, first stage first."""
-    replicas: Group
-    """Holders of the same parts for other rows."""
-
-    @classmethod
-    def of(cls, strategy: Strategy, world: World) -> "Groups":
-        """Make all groups of the world; every rank calls this."""
-        axes = axis_groups(strategy)
-        return cls(
-            shards=world.group_among(axes["tensor"]),
-            stages=world.group_among(axes["stages"]),
-            replicas=world.group_among(axes["data"]),
-        )
-
-    def close(self) -> None:
-        """Free their connections."""
-        for group in (self.shards, self.stages, self.replicas):
-            group.close()
 
 
 class Engine(ABC):
@@ -225,11 +198,11 @@ class Engine(ABC):
 
     def _gather_vocab(self, logits_BTV: Tensor) -> Tensor:
         parts = split_evenly(self.shape.vocab_size, self.strategy.tensor)
-        return _gather_uneven(self.groups.shards, logits_BTV, -1, parts)
+        return gather_uneven(self.groups.shards, logits_BTV, -1, parts)
 
     def _gather_rows(self, x: Tensor, batch: Batch) -> Tensor:
         parts = split_evenly(batch.size, self.strategy.data)
-        return _gather_uneven(self.groups.replicas, x, 0, parts)
+        return gather_uneven(self.groups.replicas, x, 0, parts)
 
     def _check_length(self, batch: Batch, generation: Generation) -> None:
         length = batch.length + generation.new_tokens
@@ -239,25 +212,6 @@ class Engine(ABC):
                 f"got {batch.length} + {generation.new_tokens}; take shorter prompts or fewer new "
                 f"tokens"
             )
-
-
-def _gather_uneven(group: Group, x: Tensor, dim: int, parts: list[range]) -> Tensor:
-    # all_gather wants equal shapes: pad to the longest part, cut afterwards.
-    if group.size == 1:
-        return x
-    longest = max(map(len, parts))
-    size = list(x.shape)
-    size[dim] = longest
-    padded = x.new_zeros(size)
-    padded.narrow(dim, 0, x.shape[dim]).copy_(x)
-    gathered = group.all_gather(padded)
-    return torch.cat(
-        [
-            one.narrow(dim, 0, len(part))
-            for one, part in zip(gathered, parts, strict=True)
-        ],
-        dim=dim,
-    )
 
 
 class SequentialEngine(Engine):

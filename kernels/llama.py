@@ -29,6 +29,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Each token's numbers, scaled to a mean square of one and then by the weight."""
         x: Tensor = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
         return x.to(x_BTD.dtype) * self.weight
@@ -51,6 +52,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(q, shape.dim, bias=False)
 
     def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
+        """What the tokens of this step gather from those in the cache and from each other."""
         q_BNTH = rotate(self._heads(self.wq(x_BTD), self.n_heads), step)
         k_BNTH = rotate(self._heads(self.wk(x_BTD), self.n_kv_heads), step)
         v_BNTH = self._heads(self.wv(x_BTD), self.n_kv_heads)
@@ -78,6 +80,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(shape.dim, shape.ffn_dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """w2(silu(w1 x) * w3 x), token by token."""
         out: Tensor = self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
         return out
 
@@ -93,6 +96,7 @@ class Layer(nn.Module):
         self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps)
 
     def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
+        """Attention, then feed-forward, each normed before and added to what came in."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), step)
         out: Tensor = x_BTD + self.feed_forward(self.ffn_norm(x_BTD))
         return out

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from kernels.engine import Engine, Groups, SequentialEngine
+from kernels.engine import Engine, SequentialEngine
+from kernels.groups import Groups
 from kernels.llama import Llama
 from kernels.model_parallel import model_parallel
 from kernels.pipeline_parallel import Channels, PipelineEngine

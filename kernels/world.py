@@ -32,13 +32,18 @@ class World:
     size: int = 1
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    timeout_s: float = 600.0
+    """How long a collective may wait for the other ranks before it fails."""
 
     @classmethod
-    def from_environment(cls, device: str | None = None) -> "World":
+    def from_environment(
+        cls, device: str | None = None, timeout_s: float = 600.0
+    ) -> "World":
         """The world that torchrun's variables describe; of one rank where they are absent.
 
         Args:
             device: `cpu` or `cuda`; None takes a GPU where there is one.
+            timeout_s: how long a collective may wait for the other ranks.
 
         Raises:
             WorldError: a variable is no number, or there are fewer GPUs than local ranks.
@@ -58,6 +63,7 @@ class World:
             size=size,
             local_size=local_size,
             device=_device(device, local_rank, local_size),
+            timeout_s=timeout_s,
         )
 
     def group(self, ranks: Sequence[int]) -> "Group":
@@ -65,7 +71,9 @@ class World:
         ranks = tuple(ranks)
         if len(ranks) == 1 or self.size == 1:
             return Group(ranks, self.rank, None)
-        group = Group(ranks, self.rank, dist.new_group(list(ranks)))
+        # A new group does not take over the timeout that the ranks met with.
+        made = dist.new_group(list(ranks), timeout=timedelta(seconds=self.timeout_s))
+        group = Group(ranks, self.rank, made)
         if group.index >= 0:
             # Or a member that closes early would cut the line of one that is still connecting.
             group.barrier()
@@ -101,12 +109,11 @@ def _device(kind: str | None, local_rank: int, local_size: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def join(world: World, timeout_s: float = 600.0, meet_at: str | None = None) -> None:
+def join(world: World, meet_at: str | None = None) -> None:
     """Meet the other ranks; nothing to do in a world of one.
 
     Args:
         world: the world of this rank.
-        timeout_s: how long a collective may wait before it fails.
         meet_at: `file://` or `tcp://` address; None reads torchrun's MASTER_ADDR and MASTER_PORT.
     """
     on_gpu = world.device.type == "cuda"
@@ -119,7 +126,7 @@ def join(world: World, timeout_s: float = 600.0, meet_at: str | None = None) -> 
         init_method=meet_at,
         rank=world.rank,
         world_size=world.size,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timedelta(seconds=world.timeout_s),
         device_id=world.device if on_gpu else None,
     )
 

@@ -114,8 +114,10 @@ def serve(rank: int, size: int, meet_at: str, pipe: Connection) -> None:
     faulthandler.enable(sys.stderr)
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    world = World(rank=rank, local_rank=rank, size=size, local_size=size)
-    join(world, JOIN_S, meet_at)
+    world = World(
+        rank=rank, local_rank=rank, size=size, local_size=size, timeout_s=JOIN_S
+    )
+    join(world, meet_at)
     pipe.send_bytes(pickle.dumps((None, None)))
     while True:
         try:

@@ -8,7 +8,7 @@ from answers import SHAPES, random_weights
 from ranks import Ranks
 from torch import nn
 
-from kernels.engine import Groups
+from kernels.groups import Groups
 from kernels.llama import Attention, Llama
 from kernels.placement import Strategy, axis_groups, owned_slices, place
 from kernels.shapes import KNOWN, ModelShape, num_elements, tensors, weight_bytes

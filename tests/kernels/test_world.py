@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,26 @@ def test_every_rank_gets_the_same_bits_of_a_sum(
     dtype: str, ranks: Callable[[int], Ranks]
 ) -> None:
     assert len(set(ranks(4).run(summed_bits, dtype))) == 1
+
+
+def wait_in_vain(world: World) -> str:
+    group = replace(world, timeout_s=2.0).group([0, 1])
+    try:
+        if group.index == 0:
+            group.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        return str(error)
+    return "did not wait"
+
+
+def test_waiting_for_a_rank_that_does_not_come_ends_in_time() -> None:
+    world = Ranks(2)
+    try:
+        first, second = world.run(wait_in_vain, timeout_s=30)
+    finally:
+        world.close()
+    assert "imed out" in first
+    assert second == "did not wait"
 
 
 def misbehave(world: World, how: str) -> int:
