@@ -23,7 +23,7 @@ INTEGERS = {
     "kernels.layer_costs",
 }
 BRIDGE = {
-    f"orchestrator.{name}" for name in ("case", "record", "study", "pack", "errors", "causes")
+    f"orchestrator.{name}" for name in ("case", "record", "study", "pack", "errors", "causes", "signatures")
 }  # fmt: skip
 
 
