@@ -108,9 +108,9 @@ class Llama(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
-        self.tok_embeddings: nn.Module | None = nn.Embedding(
-            shape.vocab_size, shape.dim
-        )
+        # A given weight: initialising one on the meta device loads 800 modules, sympy among them.
+        matrix_VD = torch.empty(shape.vocab_size, shape.dim)
+        self.tok_embeddings: nn.Module | None = nn.Embedding.from_pretrained(matrix_VD)
         self.layers = nn.ModuleDict(
             {str(layer): Layer(shape, layer) for layer in range(shape.n_layers)}
         )
