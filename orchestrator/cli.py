@@ -5,7 +5,6 @@ heavy is imported by the command that needs it.
 """
 
 import gc
-import os
 import sys
 from pathlib import Path
 
@@ -13,25 +12,17 @@ import click
 from click.shell_completion import CompletionItem
 
 from orchestrator.checkout import checkout
+from orchestrator.cli_jobs import JOB_COMMANDS
+from orchestrator.cli_options import (
+    complete_cluster,
+    complete_study,
+    results_folder,
+    results_option,
+    study_option,
+)
 from orchestrator.errors import OrchError
 
 FORMATS = ("csv", "markdown", "latex", "json", "parquet")
-
-
-def _complete_study(
-    context: click.Context, parameter: click.Parameter, typed: str
-) -> list[CompletionItem]:
-    folder = context.params.get("results") or os.environ.get("ORCH_RESULTS")
-    results = Path(folder) if folder else checkout() / "results"
-    names = sorted(file.parent.name for file in results.glob("*/study.json"))
-    return [CompletionItem(name) for name in names if name.startswith(typed)]
-
-
-def _complete_cluster(
-    context: click.Context, parameter: click.Parameter, typed: str
-) -> list[CompletionItem]:
-    names = sorted(file.stem for file in checkout().glob("jobs/clusters/*.yaml"))
-    return [CompletionItem(name) for name in names if name.startswith(typed)]
 
 
 def _complete_metric(
@@ -40,22 +31,6 @@ def _complete_metric(
     from orchestrator.metrics import METRICS
 
     return [CompletionItem(name) for name in METRICS if name.startswith(typed)]
-
-
-_results = click.option(
-    "--results", type=click.Path(file_okay=False, path_type=Path),
-    envvar="ORCH_RESULTS", show_envvar=True, is_eager=True,
-    help="Folder of the studies.  [default: results/ of the checkout]",
-)  # fmt: skip
-_study = click.option(
-    "--study", metavar="NAME", shell_complete=_complete_study,
-    help="Which study.  [default: the one last submitted to]",
-)  # fmt: skip
-
-
-def _results_folder(given: Path | None) -> Path:
-    root = checkout()
-    return (given or root / "results").resolve()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,22 +50,32 @@ def orch() -> None:
     "--dry-run", is_flag=True, help="Show what would be submitted; do nothing."
 )
 @click.option(
-    "--cluster", metavar="NAME", shell_complete=_complete_cluster,
+    "--cluster", metavar="NAME", shell_complete=complete_cluster,
     help="Where to run: a profile of jobs/clusters or a file.  [default: the grid's]",
 )  # fmt: skip
 @click.option(
-    "--study", metavar="NAME", shell_complete=_complete_study,
+    "--study", metavar="NAME", shell_complete=complete_study,
     help="Folder under the results.  [default: the grid's]",
 )  # fmt: skip
 @click.option("--subset", metavar="NAME", help="Only this named subset of the grid.")
+@click.option(
+    "--pack", type=click.IntRange(1), metavar="N",
+    help="Cases that one job works through.  [default: the cluster's]",
+)  # fmt: skip
+@click.option(
+    "--test-only", is_flag=True,
+    help="As --dry-run, and ask Slurm itself whether it would take each kind of job.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Stay until every case ended.")
-@_results
+@results_option
 def submit(
     grid: Path,
     dry_run: bool,
     cluster: str | None,
     study: str | None,
     subset: str | None,
+    pack: int | None,
+    test_only: bool,
     wait: bool,
     results: Path | None,
 ) -> None:
@@ -98,31 +83,31 @@ def submit(
     from orchestrator import submit as verb
     from orchestrator.plan import Request
 
-    request = Request(grid, _results_folder(results), cluster, study, subset)
+    request = Request(grid, results_folder(results), cluster, study, subset)
     sys.exit(verb.dry_run(request) if dry_run else verb.submit(request, wait=wait))
 
 
 @orch.command()
-@_study
+@study_option
 @click.option(
     "--watch", is_flag=True, help="Show it again as it changes, until all ended."
 )
 @click.option("--json", "as_json", is_flag=True, help="A list of rows on stdout.")
-@_results
+@results_option
 def status(study: str | None, watch: bool, as_json: bool, results: Path | None) -> None:
     """What runs, what waits, what failed and why."""
     from orchestrator import status as verb
 
     if watch and as_json:
         raise click.UsageError("--watch is for people: take it or --json, not both")
-    folder = _results_folder(results)
+    folder = results_folder(results)
     if not watch:
         gc.disable()  # a third of the time of reading 10,000 records
     sys.exit(verb.show(folder, study, watch=watch, as_json=as_json))
 
 
 @orch.command()
-@_study
+@study_option
 @click.option("--long", is_flag=True, help="One row per case with every metric.")
 @click.option(
     "--format", "kind", type=click.Choice(FORMATS), default="csv", show_default=True,
@@ -132,16 +117,20 @@ def status(study: str | None, watch: bool, as_json: bool, results: Path | None) 
     "--metric", metavar="NAME", default="output_tok_per_s", show_default=True,
     shell_complete=_complete_metric, help="What the cells of the table show.",
 )  # fmt: skip
-@_results
+@results_option
 def collect(
     study: str | None, long: bool, kind: str, metric: str, results: Path | None
 ) -> None:
     """The comparison table: a row per model and strategy, a column per GPU count."""
     from orchestrator import collect as verb
 
-    folder = _results_folder(results)
+    folder = results_folder(results)
     gc.disable()  # see `status`
     verb.collect(folder, study, long=long, kind=kind, metric=metric)
+
+
+for command in JOB_COMMANDS:
+    orch.add_command(command)
 
 
 def main() -> None:

@@ -75,6 +75,10 @@ class LocalRunner:
         """One job with everything."""
         return [Batch((tuple(cases),))] if cases else []
 
+    def test(self, batch: Batch) -> tuple[bool, str]:
+        """This machine takes every job."""
+        return True, "it runs here"
+
     def timeout_s(self, case: Case) -> int | None:
         """The profile's limit: nothing else ends a local job that hangs."""
         return self.cluster.case_time_s

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.ask import asker, runner_of
+from orchestrator.ask import RunnerOf, asker, runner_of
 from orchestrator.case import Case
 from orchestrator.cluster import Cluster, load_cluster
 from orchestrator.cluster_detect import detect
@@ -29,6 +29,8 @@ class Request:
     cluster: str | None = None
     study: str | None = None
     subset: str | None = None
+    pack: int | None = None
+    """Cases of one job, where it is not to be the profile's number."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Target:
     cluster_name: str
     """Name or absolute file of the profile, as the ledger keeps it."""
     runner: Runner
+    runner_of: RunnerOf = runner_of
+    """For the clusters that the ledger names."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,13 @@ def target(request: Request, *, dry_run: bool) -> Target:
     """
     grid = load_grid(request.grid, dry_run=dry_run, subset=request.subset)
     study = named_study(request.results, request.study or grid.study)
-    cluster, name = _cluster(request.cluster or grid.cluster)
+    cluster, name = _cluster(request.cluster or grid.cluster, request.pack)
     return Target(request, grid, study, cluster, name, runner_for(cluster))
 
 
-def _cluster(name: str | None) -> tuple[Cluster, str]:
-    if name is None:
-        found = detect()
-        return found, found.name
-    cluster = load_cluster(name)
+def _cluster(name: str | None, pack: int | None) -> tuple[Cluster, str]:
+    name = name or detect().name
+    cluster = load_cluster(name, {"pack": pack} if pack else None)
     is_file = "/" in name or name.endswith((".yaml", ".yml"))
     return cluster, str(Path(name).expanduser().absolute()) if is_file else name
 

@@ -63,6 +63,9 @@ class Runner(Protocol):
     def batches(self, cases: Sequence[Case]) -> list[Batch]:
         """How the cases would go out; writes and starts nothing."""
 
+    def test(self, batch: Batch) -> tuple[bool, str]:
+        """Whether the batch would be taken, and what the scheduler says; submits nothing."""
+
     def timeout_s(self, case: Case) -> int | None:
         """Seconds after which the workers of one case are ended; None: the job's limit alone."""
 

@@ -5,66 +5,80 @@ from dataclasses import dataclass, field
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.ask import runner_of
 from orchestrator.handover import Outcome, entry_of, hand_over, reconcile
 from orchestrator.ledger import read_ledger
 from orchestrator.lock import Holder, locked
 from orchestrator.plan import Plan, Request, Target, file_plan, plan, target
-from orchestrator.screen import STYLES, note, paper, talk
+from orchestrator.screen import STYLES, note, put, talk
 from orchestrator.standing import ACTIVE, Standing
 from orchestrator.wait import wait_for
 
 
-def dry_run(request: Request) -> int:
-    """Show every case, its state and whether it would be submitted; change nothing."""
+def dry_run(request: Request, *, ask: bool = False) -> int:
+    """Show every case, its state and whether it would be submitted; change nothing.
+
+    Args:
+        ask: ask Slurm whether it would take each kind of job; exit code 1 where it would not.
+    """
     aim = target(request, dry_run=True)
     plans = plan(aim, read_ledger(aim.study.ledger_file))
-    console = paper()
-    console.print(_table(plans))
+    put(_table(plans))
+    all_taken = True
     for batch in aim.runner.batches(plans.todo):
         for name, value in batch.facts.items():
-            console.print(f"\n{name}: {value}", markup=False)
-    talk().print(f"{_summary(aim, plans)}; this was a dry run, nothing was submitted")
-    return 0
+            put(Text(f"\n{name}: {value}"))
+        if ask:
+            taken, said = aim.runner.test(batch)
+            put(Text(f"\n{'would be taken' if taken else 'would be refused'}: {said}"))
+            all_taken &= taken
+    _say([*aim.grid.notes, _summary(aim, plans), "a dry run: nothing was submitted"])
+    return 0 if all_taken else 1
 
 
 def submit(request: Request, *, wait: bool) -> int:
     """Submit what is missing; the exit code."""
     aim = target(request, dry_run=False)
-    done = _submit(aim)
-    console = talk()
-    console.print(_summary(aim, done.plan), markup=False)
-    for line in done.says:
-        console.print(line, markup=False)
+    done = hand_in(aim)
+    _say([*aim.grid.notes, _summary(aim, done.plan), *done.says])
     if wait:
         return wait_for(aim.study, list(done.plan.standing), aim.cluster.poll_s)
     return 1 if done.failed else 0
 
 
 @dataclass
-class _Done:
+class Done:
+    """What was done, and what a person should know of it."""
+
     plan: Plan
     says: list[str] = field(default_factory=list)
     failed: bool = False
 
 
-def _submit(aim: Target) -> _Done:
+def hand_in(aim: Target) -> Done:
+    """Submit what of the target is missing, under the study's lock."""
     study = aim.study
     study.create()
     with locked(study.lock_file, on_wait=_say_waiting):
-        plans = plan(aim, reconcile(study, runner_of))
+        plans = plan(aim, reconcile(study, aim.runner_of))
         file_plan(aim, plans)
         entries = {
             case.case_id: entry_of(study, plans.standing[case.case_id])
             for case in plans.todo
         }
         outcome = hand_over(study, plans.todo, entries, aim.runner, aim.cluster_name)
-    return _Done(plans, _says(aim, plans, outcome), bool(outcome.problems))
+    return Done(plans, _says(aim, plans, outcome), bool(outcome.problems))
 
 
 def _say_waiting(holder: Holder) -> None:
-    talk().print(f"another orch works on this study ({holder}); waiting for it")
+    _say([f"another orch works on this study ({holder}); waiting for it"])
+
+
+def _say(lines: Iterable[str]) -> None:
+    console = talk()
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def _says(aim: Target, plans: Plan, outcome: Outcome) -> list[str]:
@@ -93,7 +107,7 @@ def _summary(aim: Target, plans: Plan) -> str:
     active = sum(each.status in ACTIVE for each in found)
     recorded = sum(each.record is not None for each in found)
     parts = [
-        f"{len(plans.todo)} to submit to {aim.cluster.name}",
+        f"{len(plans.todo)} to submit to {aim.cluster.name}" if plans.todo else "",
         f"{recorded} recorded already" if recorded else "",
         f"{active} pending or running" if active else "",
         f"{len(plans.pruned)} cannot fit" if plans.pruned else "",

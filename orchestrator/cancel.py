@@ -1,0 +1,75 @@
+"""`orch cancel`: end the jobs of cases, by job id only."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from orchestrator.ask import runner_of
+from orchestrator.choose import Choice, Confirm, agree, choose, of_status
+from orchestrator.errors import InputError
+from orchestrator.handover import reconcile
+from orchestrator.ledger import LedgerWriter
+from orchestrator.lock import locked
+from orchestrator.screen import talk
+from orchestrator.standing import Standing
+from orchestrator.status import look
+from orchestrator.studies import find_study
+from orchestrator.study import Study
+
+
+def cancel(
+    results: Path,
+    name: str | None,
+    choice: Choice,
+    *,
+    everything: bool,
+    yes: bool,
+    confirm: Confirm,
+) -> int:
+    """End the jobs of the chosen cases that wait or run; the exit code.
+
+    Raises:
+        InputError: nothing was chosen, or it was not confirmed.
+    """
+    if choice.is_open and not everything:
+        raise InputError("name the cases to cancel, or filter them, or say --all")
+    study = find_study(results, name)
+    with locked(study.lock_file):
+        reconcile(study, runner_of)  # what an interrupted submit left behind counts too
+        found = look(study)
+        active = of_status(choose(found, choice), "pending", "running")
+        if not active:
+            talk().print("nothing to cancel: none of these cases waits or runs")
+            return 0
+        jobs = _jobs(active)
+        cases = [
+            each for each in found if each.job_id in jobs and each in _alive(found)
+        ]
+        what = f"cancel {len(jobs)} jobs with {len(cases)} cases"
+        agree(what, len(cases), yes=yes, confirm=confirm)
+        _end(study, jobs)
+    talk().print(f"cancelled {len(jobs)} jobs with {len(cases)} cases")
+    return 0
+
+
+def _alive(found: list[Standing]) -> list[Standing]:
+    return of_status(found, "pending", "running")
+
+
+def _jobs(active: list[Standing]) -> dict[str, Standing]:
+    """Job id → a case of it."""
+    return {each.job_id: each for each in active if each.job_id is not None}
+
+
+def _end(study: Study, jobs: dict[str, Standing]) -> None:
+    by_key: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for job_id, each in jobs.items():
+        if each.asked is not None:
+            submission = each.asked.submission
+            by_key[submission.cluster, submission.key].append(job_id)
+    ledger = LedgerWriter(study.ledger_file)
+    by_cluster: defaultdict[str, list[str]] = defaultdict(list)
+    for (cluster, key), job_ids in by_key.items():
+        ledger.cancel(key, job_ids)
+        by_cluster[cluster] += job_ids
+    for cluster, job_ids in by_cluster.items():
+        runner_of(cluster).cancel(study, job_ids)
