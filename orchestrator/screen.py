@@ -1,5 +1,6 @@
 """What a person sees: rich tables on stdout, talk on stderr. Nothing here decides anything."""
 
+import io
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,9 +27,21 @@ def talk() -> Console:
 
 
 def paper() -> Console:
-    """Where data for people goes; never cut where it is piped."""
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(highlight=False, width=width)
+    """Where data for people goes."""
+    return Console(highlight=False)
+
+
+def put(shown: RenderableType) -> None:
+    """Print data; where it is piped, lines are never wrapped, cut or padded."""
+    if sys.stdout.isatty():
+        paper().print(shown)
+        return
+    wide = Console(file=io.StringIO(), highlight=False, width=_WIDE)
+    with wide.capture() as captured:
+        wide.print(shown)
+    lines = captured.get().splitlines()
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+    sys.stdout.flush()
 
 
 def counts(found: Iterable[Standing]) -> str:

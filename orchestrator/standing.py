@@ -186,10 +186,16 @@ def _active(
         evidence=(_why(runs, state),) if _why(runs, state) else (),
         attempt=mine.number if mine else None,
         asked=asked,
-        elapsed_s=_seconds_since(started) if started else state.elapsed_s,
+        elapsed_s=_seconds_since(started) if started else _job_elapsed(asked, state),
         job=state,
         heartbeat=heartbeat,
     )
+
+
+def _job_elapsed(asked: Asked, state: JobState) -> float | None:
+    # What a job of several cases took so far says nothing of one of them.
+    alone = len(asked.submission.jobs[asked.index]) == 1
+    return state.elapsed_s if alone or state.state == "pending" else None
 
 
 def _why(runs: bool, state: JobState) -> str:

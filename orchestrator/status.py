@@ -25,9 +25,9 @@ def show(results: Path, name: str | None, *, watch: bool, as_json: bool) -> int:
     elif watch:
         _watch(study, found)
     else:
-        from orchestrator.screen import paper, sections
+        from orchestrator.screen import put, sections
 
-        paper().print(sections(study.name, found))
+        put(sections(study.name, found))
     return 0
 
 
