@@ -1,0 +1,278 @@
+"""Records reach their place or somebody's eyes; progress is seen; deaths are explained."""
+
+import signal
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from jobs import post_mortem
+from jobs.filing import deliver, file_or_keep, kept, print_record
+from jobs.heartbeat import write_heartbeat
+from jobs.launch import is_done, main
+from jobs.progress import LOADING, MEASURING, WARMING, Board
+from jobs.signals import Signals
+from jobs.workers import Ending
+from kernels.placement import Strategy
+from kernels.shapes import ModelShape
+from orchestrator.case import Case
+from orchestrator.pack import PackedCase
+from orchestrator.record import Cause, Heartbeat, Record, read_record
+from orchestrator.study import Attempt, Study
+
+SHAPE = ModelShape(
+    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=64
+)
+CASE = Case(
+    model="toy",
+    random=SHAPE,
+    strategy="tensor",
+    spread=Strategy(names=("tensor",), tensor=2),
+    gpus=2,
+    new_tokens=10,
+    warmup=2,
+    repeats=3,
+)
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def failed(cause: Cause, attempt: int = 1) -> Record:
+    return Record(
+        case=CASE, attempt=attempt, status="failed", cause=cause, evidence=["it broke"],
+        started_at=NOW, ended_at=NOW,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    study = Study(tmp_path / "study")
+    study.create()
+    study.file_case(CASE)
+    return study
+
+
+@pytest.fixture
+def attempt(study: Study) -> Attempt:
+    return study.open_attempt(CASE.case_id)
+
+
+def test_a_record_that_can_be_filed_is_filed(attempt: Attempt, tmp_path: Path) -> None:
+    assert file_or_keep(failed("unknown"), attempt, tmp_path)
+    assert attempt.read_record() == failed("unknown")
+    assert kept(tmp_path, attempt) is None
+
+
+def test_a_record_that_cannot_be_filed_is_kept(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    attempt.folder.rmdir()
+    assert not file_or_keep(failed("unknown"), attempt, tmp_path)
+    assert kept(tmp_path, attempt) == failed("unknown")
+
+
+@pytest.mark.parametrize("folder", [None, Path("/nowhere/at/all")])
+def test_a_record_that_cannot_even_be_kept_is_printed(
+    attempt: Attempt, folder: Path | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt.folder.rmdir()
+    assert not file_or_keep(failed("unknown"), attempt, folder)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert read_record(line[line.index("{") :], "stdout") == failed("unknown")
+
+
+def test_a_printed_record_names_its_place_and_can_be_read_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_record(failed("timeout", attempt=3))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"orch: record of {CASE.case_id} attempt 3: {{")
+    assert read_record(line[line.index("{") :], "stdout") == failed("timeout", 3)
+
+
+def test_a_record_is_never_overwritten(attempt: Attempt, tmp_path: Path) -> None:
+    attempt.write_record(failed("unknown"))
+    with Signals() as signals:
+        assert deliver(failed("timeout"), attempt, 0, signals)
+    assert file_or_keep(failed("timeout"), attempt, tmp_path)
+    assert attempt.read_record() == failed("unknown")
+
+
+def test_a_disk_that_comes_back_gets_the_record(attempt: Attempt) -> None:
+    attempt.folder.rmdir()
+    repair = threading.Timer(0.8, attempt.folder.mkdir)
+    repair.start()
+    with Signals() as signals:
+        assert deliver(failed("unknown"), attempt, 60, signals)
+    repair.join()
+    assert attempt.read_record() == failed("unknown")
+
+
+def test_a_disk_that_stays_away_is_given_up(attempt: Attempt) -> None:
+    attempt.folder.rmdir()
+    with Signals() as signals:
+        assert not deliver(failed("unknown"), attempt, 0.6, signals)
+
+
+def test_a_request_to_end_ends_the_waiting(attempt: Attempt) -> None:
+    attempt.folder.rmdir()
+    start = time.monotonic()
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert not deliver(failed("unknown"), attempt, 600, signals)
+    assert signals.received == signal.SIGTERM
+    assert time.monotonic() - start < 300
+
+
+def test_a_case_is_done_when_this_packs_turn_has_a_record(study: Study) -> None:
+    packed = PackedCase(case_id=CASE.case_id, first_attempt=2)
+    study.open_attempt(CASE.case_id).write_record(failed("unknown", 1))
+    assert not is_done(study, packed)
+    study.open_attempt(CASE.case_id)
+    assert not is_done(study, packed)
+    study.open_attempt(CASE.case_id).write_record(failed("config", 3))
+    assert is_done(study, packed)
+
+
+@pytest.mark.parametrize("cause", ["preempted", "cancelled", "node_fail"])
+def test_a_requeue_makes_an_interruption_good(study: Study, cause: Cause) -> None:
+    study.open_attempt(CASE.case_id).write_record(failed(cause))
+    assert not is_done(study, PackedCase(case_id=CASE.case_id, first_attempt=1))
+
+
+def test_a_damaged_record_does_not_make_a_case_done(study: Study) -> None:
+    study.open_attempt(CASE.case_id).record_file.write_text('{"schema_version": 1')
+    assert not is_done(study, PackedCase(case_id=CASE.case_id, first_attempt=1))
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"study": "/x", "odd": 1}'])
+def test_what_is_no_pack_is_refused_in_one_go(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "pack.json").write_text(text)
+    assert main([str(tmp_path / "pack.json")]) == 2
+    assert "must be a pack that `orch submit` wrote" in capsys.readouterr().err
+
+
+# ---- progress
+
+
+def test_a_rank_notes_and_another_process_reads(tmp_path: Path) -> None:
+    board = Board.create(tmp_path, 2)
+    slot = Board.open(tmp_path, 2).slot(1)
+    slot.enter(LOADING)
+    slot.loaded(30, 120)
+    slot.enter(MEASURING, run=4)
+    slot.token(6)
+    first, second = board.standings()
+    assert (first.phase, first.ticks) == ("starting", 0)
+    assert (second.phase, second.run, second.token) == ("measuring", 4, 7)
+    assert second.loaded == 25
+    assert board.ticks() == 4
+
+
+def test_ranks_of_other_machines_are_left_out(tmp_path: Path) -> None:
+    board = Board.create(tmp_path, 4, everyone_here=False)
+    assert len(board.standings()) == 4
+    board.slot(2).enter(WARMING)
+    assert [each.rank for each in board.standings()] == [2]
+
+
+def test_without_a_board_notes_go_nowhere(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        Board.open(folder, 2).slot(1).token(0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "run", "said"),
+    [
+        (LOADING, 0, "loading 0 %"),
+        (WARMING, 1, "warming up 2 of 2"),
+        (MEASURING, 3, "measuring 2 of 3"),
+    ],
+)
+def test_the_heartbeat_tells_how_far_the_last_rank_is(
+    attempt: Attempt, tmp_path: Path, phase: int, run: int, said: str
+) -> None:
+    board = Board.create(tmp_path, 2)
+    for rank in (0, 1):
+        board.slot(rank).enter(phase, run)
+    board.slot(0).token(3)
+    write_heartbeat(attempt, CASE, board, NOW)
+    beat = Heartbeat.model_validate_json(attempt.heartbeat_file.read_text())
+    assert (beat.phase, beat.done, beat.total) == (said, run * 10, 50)
+    assert beat.started_at == NOW
+
+
+def test_a_heartbeat_that_cannot_be_written_harms_nobody(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    attempt.folder.rmdir()
+    write_heartbeat(attempt, CASE, Board.create(tmp_path, 2), NOW)
+
+
+# ---- explanations
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    board = Board.create(tmp_path, 2)
+    board.slot(0).enter(MEASURING, 2)
+    board.slot(1).enter(MEASURING, 2)
+    board.slot(0).token(5)
+    return board
+
+
+def test_a_limit_that_ended_workers_is_the_cause(tmp_path: Path, board: Board) -> None:
+    ending = Ending(exit_code=-9, elapsed_s=60.2, timed_out=True)
+    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+    assert (finding.cause, finding.retryable) == ("timeout", False)
+    assert "60 s" in finding.evidence[0]
+    assert "generation 3, token 0" in finding.evidence[1]
+
+
+def test_a_rank_that_hangs_is_named(tmp_path: Path, board: Board) -> None:
+    ending = Ending(exit_code=-9, elapsed_s=900, stalled=True)
+    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+    assert finding.cause == "timeout"
+    assert "rank 1 at measuring, generation 3, token 0" in finding.evidence[1]
+
+
+def test_a_signal_to_the_job_is_somebodys_wish(tmp_path: Path, board: Board) -> None:
+    (tmp_path / "log").write_text("SignalException: Process 9 got signal: 15\n")
+    ending = Ending(exit_code=1, elapsed_s=5)
+    finding = post_mortem.explain(ending, board, tmp_path / "log", signal.SIGTERM, 0)
+    assert (finding.cause, finding.retryable) == ("cancelled", True)
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"), [("1000", "timeout"), ("1020", "timeout"), ("2000", "cancelled")]
+)
+def test_a_signal_at_the_end_of_the_jobs_time_is_the_time_limit(
+    board: Board, end: str, cause: str
+) -> None:
+    environment = {"SLURM_JOB_END_TIME": end}
+    standings = board.standings()
+    finding = post_mortem.of_signal(signal.SIGTERM, standings, environment, 1000.0)
+    assert finding.cause == cause
+
+
+def test_what_the_log_proves_is_the_cause(tmp_path: Path, board: Board) -> None:
+    (tmp_path / "log").write_text("[rank1]:torch.OutOfMemoryError: CUDA out of memory")
+    ending = Ending(exit_code=1, elapsed_s=5)
+    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+    assert (finding.cause, len(finding.evidence)) == ("oom_gpu", 1)
+
+
+def test_of_an_unknown_death_it_is_told_who_was_behind(
+    tmp_path: Path, board: Board
+) -> None:
+    ending = Ending(exit_code=-9, elapsed_s=5)
+    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+    assert finding.cause == "unknown"
+    assert "rank 1" in finding.evidence[-1]
+    killed = post_mortem.explain(ending, board, tmp_path / "log", None, 1)
+    assert killed.cause == "oom_host"
