@@ -107,10 +107,21 @@ def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([torch.cat(pair) for pair in zip(padding, rows, strict=True)])
 
 
-def check(expected: list[Answer], given: list[Answer], tolerance: float) -> None:
-    for one, other, size in zip(expected, given, BATCH_SIZES, strict=True):
-        found = difference(one, other, batch_of(size), tolerance)
+def check(
+    expected: list[Answer],
+    given: list[Answer],
+    tolerance: float,
+    sizes: tuple[int, ...] = BATCH_SIZES,
+) -> None:
+    by_size = dict(zip(BATCH_SIZES, expected, strict=True))
+    for other, size in zip(given, sizes, strict=True):
+        found = difference(by_size[size], other, batch_of(size), tolerance)
         assert found is None, f"batch of {size}: {found}"
+
+
+def fewer_where_many(spread: Strategy) -> tuple[int, ...]:
+    """Batch sizes: one will do where eight ranks share few cores."""
+    return BATCH_SIZES if spread.world_size < 8 else (4,)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -149,9 +160,9 @@ def test_a_spread_model_answers_as_transformers_does(
 def test_a_spread_model_in_fp64_is_the_plain_forward(
     name: str, spread: Strategy, ranks: Callable[[int], Ranks]
 ) -> None:
-    world = ranks(spread.world_size)
-    for given in world.run(answers, SHAPES[name], spread, "float64"):
-        check(plain_answers(name), given, TOLERANCE["float64"])
+    world, sizes = ranks(spread.world_size), fewer_where_many(spread)
+    for given in world.run(answers, SHAPES[name], spread, "float64", sizes):
+        check(plain_answers(name), given, TOLERANCE["float64"], sizes)
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 8])
@@ -180,11 +191,11 @@ def test_model_parallel_gives_the_bits_of_the_model_alone(
 def test_sampling_draws_the_same_ids_however_the_model_is_spread(
     spread: Strategy, ranks: Callable[[int], Ranks]
 ) -> None:
-    shape = SHAPES["gqa"]
-    alone = answers(World(), shape, SINGLE, temperature=1.0)
-    assert [one.ids for one in alone] != [one.ids for one in single_answers("gqa")]
+    shape, sizes = SHAPES["gqa"], fewer_where_many(spread)
+    alone = answers(World(), shape, SINGLE, "float32", sizes, temperature=1.0)
+    assert alone[-1].ids not in [one.ids for one in single_answers("gqa")]
     world = ranks(spread.world_size)
-    for given in world.run(answers, shape, spread, "float32", BATCH_SIZES, 1.0):
+    for given in world.run(answers, shape, spread, "float32", sizes, 1.0):
         assert [one.ids for one in given] == [one.ids for one in alone]
 
 
