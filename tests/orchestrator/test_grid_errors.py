@@ -1,9 +1,14 @@
 """What is wrong with a grid: said with its place, the nearest name and the way out, all at once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from orchestrator.case import Case
 from orchestrator.errors import InputError
 from orchestrator.grid import load_grid
 
@@ -339,3 +344,50 @@ def test_a_model_entry_must_say_where_its_weights_come_from(
     lines = said(tmp_path, text)
     assert any(expected in line for line in lines)
     assert all(line.startswith("2:") for line in lines)
+
+
+def cases_or_error(file: Path) -> list[Case] | str:
+    try:
+        return load_grid(file).cases
+    except InputError as error:
+        return str(error)
+
+
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 9), st.floats(), st.text(max_size=5),
+    st.sampled_from(["toy", "model", "tensor", "pipeline", "zero-offload", "random", "gpus"]),
+)  # fmt: skip
+keys = st.sampled_from(
+    ["study", "models", "toy", "random", "path", "prompts", "fixed", "axes", "zip", "include",
+     "exclude", "subsets", "model", "strategy", "gpus", "seed", "dtype", "pipeline", "degree",
+     "split", "zero-offload", "resident", "dim", "rope_scaling", "x"]
+)  # fmt: skip
+anything = st.recursive(
+    leaves,
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(keys, below, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=150,
+    deadline=None,
+)
+@given(st.dictionaries(keys, anything, max_size=5), st.booleans())
+def test_whatever_a_file_holds_the_answer_is_cases_or_an_input_error(
+    tmp_path: Path, data: dict[str, Any], on_top: bool
+) -> None:
+    right: dict[str, Any] = {
+        "models": {"toy": {"random": yaml.safe_load(TOY)}},
+        "axes": {"model": "toy", "strategy": ["tensor", "pipeline"], "gpus": [1, 2]},
+    }
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        yaml.safe_dump(right | data if on_top else data, allow_unicode=True)
+    )
+    answer = cases_or_error(file)
+    assert answer
+    assert isinstance(answer, list) or answer.startswith(f"{file}:")
