@@ -1,0 +1,35 @@
+"""A model of four times the memory budget, in a process of its own: prints the ids as JSON.
+
+Usage: python larger_than_memory.py single | zero-offload BUDGET_BYTES
+"""
+
+import json
+import sys
+
+import torch
+
+from kernels.generate import Batch, Generation
+from kernels.placement import Strategy
+from kernels.shapes import ModelShape
+from kernels.strategy import spread
+from kernels.weights import RandomWeights
+from kernels.world import World
+
+SHAPE = ModelShape(
+    dim=768, n_layers=62, n_heads=12, n_kv_heads=6, ffn_dim=2048, vocab_size=4000
+)
+
+
+def main(name: str, budget_bytes: int) -> None:
+    torch.set_num_threads(1)
+    options = {"source": "disk", "memory_budget_bytes": budget_bytes}
+    strategy = Strategy(names=(name,), **(options if name == "zero-offload" else {}))
+    weights = RandomWeights(SHAPE, 0, torch.float32)
+    engine = spread(SHAPE, strategy, World(), torch.float32, weights)
+    ids = engine.generate(Batch.of([[1, 2, 3], [4]]), Generation(new_tokens=3))
+    engine.close()
+    print(json.dumps(ids.tolist()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)
