@@ -36,7 +36,7 @@ def check(document: Document) -> GridFile:
 
 
 def _note(document: Document, found: ErrorDetails, removed: list[Loc]) -> Loc:
-    loc: Loc = found["loc"]
+    loc = _without_branch(document, found["loc"])
     # What is wrong only because a part of it was taken out was noted with that part.
     if not any(gone[: len(loc)] == loc for gone in removed):
         unknown = found["type"] == "extra_forbidden"
@@ -48,6 +48,16 @@ def _note(document: Document, found: ErrorDetails, removed: list[Loc]) -> Loc:
     if found["type"] == "missing":
         loc = loc[:-1]
     return _remove(document.data, _whole(loc))
+
+
+def _without_branch(document: Document, loc: Loc) -> Loc:
+    # pydantic adds which type of a union it tried: no place of the file
+    branch = str(loc[-1]) if loc else ""
+    if re.fullmatch(r"bool|int|float|str|literal\[.*\]", branch) and not document.has(
+        loc
+    ):
+        return loc[:-1]
+    return loc
 
 
 def _whole(loc: Loc) -> Loc:
