@@ -1,0 +1,59 @@
+"""Stands in for jobs.launch where the orchestrator is tested: it keeps to the same contract
+(attempts, records, packs, first_attempt) and takes milliseconds, because it runs no model.
+
+    python -m jobs.launch PACK.json, in a copy of the checkout that `sandbox` makes
+
+QUICK_CASE_S: seconds that a case takes. Each start of a case is a line in runs.log of the study.
+"""
+
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.case import Case
+from orchestrator.pack import Pack, PackedCase
+from orchestrator.record import RankFacts, Record, Sample
+from orchestrator.study import Study, finished
+
+
+def work(pack_file: Path) -> None:
+    """Give each case of the pack a record, unless it has one."""
+    pack = Pack.model_validate_json(pack_file.read_text())
+    study = Study(Path(pack.study))
+    for packed in pack.cases:
+        if not _is_done(study, packed):
+            _run(study, study.read_case(packed.case_id))
+
+
+def _is_done(study: Study, packed: PackedCase) -> bool:
+    records = finished(study, packed.case_id)
+    return any(record.attempt >= packed.first_attempt for record in records)
+
+
+def _run(study: Study, case: Case) -> None:
+    attempt = study.open_attempt(case.case_id)
+    began = datetime.now(UTC)
+    _log(study, f"{case.case_id} {os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}")
+    time.sleep(float(os.environ.get("QUICK_CASE_S", "0")))
+    rank = RankFacts(
+        rank=0, host="here", device="none", load_s=0.0, peak_memory_bytes=1,
+        peak_reserved_bytes=1, weight_bytes=1,
+    )  # fmt: skip
+    record = Record(
+        case=case, attempt=attempt.number, status="ok", started_at=began,
+        ended_at=datetime.now(UTC), samples=[Sample(token_s=[1.0, 2.0], skew_s=0.0)],
+        ranks=[rank], prompt_lengths=[1], output_tokens=4, ids_digest="0" * 64,
+    )  # fmt: skip
+    attempt.write_record(record)
+    _log(study, f"done {case.case_id}")
+
+
+def _log(study: Study, line: str) -> None:
+    with (study.folder / "runs.log").open("a") as stream:
+        stream.write(f"{time.time()} {line}\n")
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

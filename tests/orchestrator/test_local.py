@@ -1,0 +1,180 @@
+"""The local runner: one job at a time on a machine, which outlives terminals and killed parents."""
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.cluster import load_cluster
+from orchestrator.local import CONTROLLER, TURN, LocalRunner
+from orchestrator.processes import start_time, still_runs
+from orchestrator.study import Study
+from tests.orchestrator.made import a_case
+from tests.orchestrator.sandbox import Sandbox, wait_until
+
+
+def statuses(sandbox: Sandbox, study: str = "quick") -> list[str]:
+    rows = json.loads(sandbox.orch("status", "--json", "--study", study).stdout)
+    return [row["status"] for row in rows]
+
+
+def job_processes(sandbox: Sandbox) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or ()
+        if any(str(sandbox.root) in word for word in words) and "jobs.launch" in words:
+            found.append(process)
+    return found
+
+
+def close_terminal(command: list[str], sandbox: Sandbox, ready: str) -> int:
+    """Run the command in a terminal of its own and close it once it printed `ready`."""
+    leader, terminal = pty.fork()
+    if leader == 0:
+        os.chdir(sandbox.root)
+        os.execve(command[0], command, sandbox.environ(QUICK_CASE_S="1"))
+    said = b""
+    while ready.encode() not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)  # the kernel hangs up on everything in the foreground
+    return os.waitpid(leader, 0)[1]
+
+
+def test_a_job_survives_the_closing_of_its_terminal(sandbox: Sandbox) -> None:
+    line = " ".join(sandbox.command("submit", "--grid", str(sandbox.grid)))
+    script = f"{line} && echo sub''mitted && sleep 1000"
+    status = close_terminal(["/bin/sh", "-c", script], sandbox, "submitted")
+    assert os.WIFSIGNALED(status), (
+        "closing the terminal ended nothing: it proves nothing"
+    )
+    assert os.WTERMSIG(status) == signal.SIGHUP
+    wait_until(lambda: len(sandbox.records()) == 4, "all cases have their records")
+    assert len(sandbox.starts()) == 4
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_job(sandbox: Sandbox) -> None:
+    process = subprocess.Popen(
+        sandbox.command("submit", "--grid", str(sandbox.grid), "--wait"), cwd=sandbox.root,
+        env=sandbox.environ(QUICK_CASE_S="1"), stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    wait_until(lambda: sandbox.starts() or process.poll() is not None, "it runs")
+    assert process.poll() is None, process.communicate()[1].decode()
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert "the jobs go on" in said
+    wait_until(lambda: len(sandbox.records()) == 4, "all cases have their records")
+
+
+def test_two_jobs_never_measure_at_once(sandbox: Sandbox) -> None:
+    for study in ("one", "two"):
+        run = sandbox.submit("--study", study, QUICK_CASE_S="0.8")
+        assert run.returncode == 0, run.stderr
+    wait_until(lambda: len(sandbox.starts("one")) > 0, "the first job runs")
+    rows = json.loads(sandbox.orch("status", "--json", "--study", "two").stdout)
+    assert {row["status"] for row in rows} == {"pending"}
+    assert (
+        "waits for the local job" in rows[0]["evidence"][0]
+        or "starting" in rows[0]["evidence"]
+    )
+    wait_until(lambda: len(sandbox.records("two")) == 4, "both are through")
+    ends = [float(line.split()[0]) for line in sandbox.runs("one")]
+    begins = [float(line.split()[0]) for line in sandbox.runs("two")]
+    assert max(ends) < min(begins) or max(begins) < min(ends)
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "unset"), ("0,1", "0,1"), ("", "")])
+def test_a_job_sees_the_gpus_that_submit_saw(
+    sandbox: Sandbox, given: str | None, seen: str
+) -> None:
+    more = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    assert sandbox.submit("--wait", **more).returncode == 0
+    lines = [line.split(" ") for line in sandbox.runs() if " done " not in line]
+    assert {line[2] for line in lines} == {seen}
+
+
+def test_a_killed_job_is_lost_and_submit_makes_it_good(sandbox: Sandbox) -> None:
+    sandbox.submit(QUICK_CASE_S="30")
+    wait_until(lambda: len(sandbox.starts()) == 1, "the first case runs")
+    assert statuses(sandbox) == ["running", "pending", "pending", "pending"]
+    (launch,) = job_processes(sandbox)
+    launch.kill()
+    wait_until(lambda: statuses(sandbox) == ["lost"] * 4, "it is known to be lost")
+    said = sandbox.orch("status").stdout
+    assert "`orch submit` with the same grid runs it again" in said
+    again = sandbox.submit("--wait", QUICK_CASE_S="0")
+    assert again.returncode == 0, again.stderr
+    assert statuses(sandbox) == ["ok"] * 4
+    assert sorted(path.parent.name for path in sandbox.records()) == (
+        ["attempt-1"] * 3 + ["attempt-2"]
+    )
+
+
+def test_the_job_ends_when_it_is_cancelled(sandbox: Sandbox) -> None:
+    sandbox.submit(QUICK_CASE_S="30")
+    wait_until(lambda: len(sandbox.starts()) == 1, "the first case runs")
+    study = Study(sandbox.results / "quick")
+    (job,) = os.listdir(study.jobs_dir)
+    runner = LocalRunner(load_cluster("local"))
+    assert runner.states(study, [job])[job].state == "running"
+    runner.cancel(study, [job])
+    wait_until(lambda: runner.states(study, [job])[job].state == "ended", "it ended")
+    assert job_processes(sandbox) == []
+
+
+def note_life(file: Path, **changes: object) -> None:
+    life = {
+        "host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid()),
+        "state": "running", "since": time.time(), "behind": "",
+    }  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(life | changes))
+
+
+@pytest.mark.parametrize("file", [TURN, CONTROLLER])
+def test_a_later_process_of_the_same_number_is_not_the_job(
+    tmp_path: Path, file: str
+) -> None:
+    study, runner = Study(tmp_path), LocalRunner(load_cluster("local"))
+    note_life(study.job_dir("key") / file)
+    assert runner.states(study, ["key"])["key"].state in ("running", "pending")
+    note_life(
+        study.job_dir("key") / file, started=(start_time(os.getpid()) or 0) - 3600
+    )
+    assert runner.states(study, ["key"])["key"].state == "ended"
+
+
+def test_of_a_job_on_another_machine_nothing_is_concluded(tmp_path: Path) -> None:
+    study, runner = Study(tmp_path), LocalRunner(load_cluster("local"))
+    note_life(study.job_dir("key") / TURN, host="elsewhere", pid=1)
+    state = runner.states(study, ["key"])["key"]
+    assert state.state == "unknown"
+    assert "elsewhere" in state.reason
+
+
+def test_all_cases_go_into_one_job_with_the_profile_s_time_limit() -> None:
+    runner = LocalRunner(load_cluster("local"))
+    cases = [a_case(gpus=gpus) for gpus in (1, 2)]
+    (batch,) = runner.batches(cases)
+    assert batch.jobs == (tuple(cases),)
+    assert runner.batches([]) == []
+    assert runner.timeout_s(cases[0]) == load_cluster("local").case_time_s
+
+
+def test_a_process_is_known_by_its_number_and_start() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    started = start_time(child.pid)
+    assert started is not None
+    assert still_runs(child.pid, started)
+    assert not still_runs(child.pid, started - 60)
+    child.kill()
+    wait_until(lambda: not still_runs(child.pid, started), "a zombie runs no more")
+    child.wait()
+    assert start_time(child.pid) is None
