@@ -18,29 +18,25 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.checkout import refuse_shadows
-from orchestrator.causes import announce
-from orchestrator.errors import InputError
+from jobs.checkout import require_ours
 
-try:
-    refuse_shadows()
-except InputError as error:  # before anything of theirs is taken for ours
-    print(announce("launch", str(error)), file=sys.stderr)
-    sys.exit(error.exit_code)
+if __name__ == "__main__":
+    require_ours()  # before theirs can be taken for ours
 
 from pydantic import ValidationError
 from torch.distributed.elastic.multiprocessing.errors import record as with_traceback
 
-from jobs import gates, timing
+from jobs import gates, timing, trace
 from jobs.environment import torch_facts
 from jobs.filing import file_or_keep
 from jobs.measure import Report, Work, gatherer, measure, prepare
 from jobs.progress import DONE, Board, Slot
 from kernels.world import World, join, leave
 from orchestrator.case import Case
-from orchestrator.errors import OrchError
+from orchestrator.causes import announce
+from orchestrator.errors import InputError, OrchError
 from orchestrator.record import Record
-from orchestrator.study import attempt_in
+from orchestrator.study import Attempt, attempt_in
 
 
 @with_traceback
@@ -66,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         attempt = attempt_in(options.attempt_dir) if options.attempt_dir else None
         number = attempt.number if attempt else 1
         record = compose(work, reports, number, started_at)
+        write_trace(attempt or Attempt(case.case_id, number, Path()), case, reports)
         if attempt is None:
             print(record.model_dump_json(indent=1))
         else:
@@ -136,8 +133,25 @@ def compose(
         prompt_lengths=work.prompt_lengths,
         output_tokens=reports[0].output_tokens,
         ids_digest=reports[0].digests[-1],
+        trace=trace.facts(work.case, work.batch.length, traced(reports)),
         environment=_environment(reports),
     )
+
+
+def traced(reports: list[Report]) -> list[trace.Traced]:
+    """What each rank saw of the traced repetition; [] where there was none."""
+    return [each.traced for each in reports if each.traced]
+
+
+def write_trace(attempt: Attempt, case: Case, reports: list[Report]) -> None:
+    """The trace's files; a disk that is full takes them, not the record."""
+    try:
+        files = trace.write(attempt, case, traced(reports))
+    except OSError as error:
+        print(f"the trace cannot be written: {error}", file=sys.stderr, flush=True)
+        return
+    for file in files:
+        print(f"trace: {file}", file=sys.stderr, flush=True)
 
 
 def _environment(reports: list[Report]) -> dict[str, object]:

@@ -2,9 +2,8 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
-
-from orchestrator.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -14,16 +13,18 @@ def expanded(path: str) -> Path:
     return CHECKOUT / os.path.expanduser(os.path.expandvars(path))
 
 
-def refuse_shadows() -> None:
-    """Stop where another distribution of that name stands before our `kernels`.
+def require_ours() -> None:
+    """Stop this program where another distribution's `kernels` stands before ours.
 
-    Raises:
-        InputError: it names the file that Python finds.
+    To be called before anything that imports kernels: theirs would be taken for ours.
     """
     spec = importlib.util.find_spec("kernels")
     found = spec.origin if spec else None
     if found is None or not Path(found).resolve().is_relative_to(CHECKOUT):
-        raise InputError(
-            f"the package 'kernels' must be the checkout's, {CHECKOUT / 'kernels'}, but Python "
-            f"finds {found}; start with PYTHONPATH={CHECKOUT}, or uninstall the other one"
+        print(
+            f"orch: launch: the package 'kernels' must be the checkout's, "
+            f"{CHECKOUT / 'kernels'}, but Python finds {found}; start with "
+            f"PYTHONPATH={CHECKOUT}, or uninstall the other one",
+            file=sys.stderr,
         )
+        sys.exit(2)

@@ -43,11 +43,11 @@ def check_ids(ids_BN: Tensor, case: Case, vocab_size: int) -> list[str]:
     return problems
 
 
-def check_times(times: Sequence[float], ids_BN: Tensor, had_rows: bool) -> list[str]:
-    """Every token that the slowest sequence got must have been marked, and take time."""
-    longest = int((ids_BN != NOTHING).any(0).sum()) if had_rows else 0
-    if len(times) > ids_BN.shape[1] or (had_rows and not times):
-        return [f"{len(times)} tokens were timed, {longest} were generated"]
+def check_times(times: Sequence[float], case: Case, had_rows: bool) -> list[str]:
+    """A rank that had rows must have marked every token, and the first must have taken time."""
+    fewest = 0 if not had_rows else 1 if case.stop_at_eos else case.new_tokens
+    if not fewest <= len(times) <= case.new_tokens:
+        return [f"{len(times)} of {case.new_tokens} tokens were timed"]
     if times and times[0] <= 0:
         return ["the first token took no time"]
     return []

@@ -17,10 +17,14 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jobs.checkout import CHECKOUT, require_ours
+
+if __name__ == "__main__":
+    require_ours()  # before theirs can be taken for ours
+
 from pydantic import ValidationError
 
 from jobs import post_mortem
-from jobs.checkout import CHECKOUT
 from jobs.environment import describe
 from jobs.filing import deliver, kept, print_record
 from jobs.heartbeat import write_heartbeat

@@ -16,6 +16,7 @@ from jobs.environment import cpu_model, describe
 from jobs.progress import CHECKING, LOADING, MEASURING, WARMING, Slot
 from jobs.prompts import RANDOM, batch_of
 from jobs.timing import Stopwatch
+from jobs.trace import Traced, repeat_traced
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
 from kernels.memory import peak_resident_bytes
@@ -57,6 +58,7 @@ class Report:
     """Why this rank's result cannot count."""
     environment: dict[str, Any] | None = None
     """Of the first rank of each machine."""
+    traced: Traced | None = None
 
 
 def prepare(case: Case, world: World, slot: Slot, progress: Progress) -> Work:
@@ -136,6 +138,10 @@ def measure(work: Work, slot: Slot) -> Report:
     report.problems = _problems(work, report, ids)
     if world.local_rank == 0:
         report.environment = describe() | {"split": _split(work)}
+    if case.trace:
+        report.traced = repeat_traced(
+            work.engine, work.batch, work.generation, with_flame=case.trace == "flame"
+        )
     return report
 
 
@@ -157,7 +163,7 @@ def _problems(work: Work, report: Report, ids: list[torch.Tensor]) -> list[str]:
     problems = gates.check_logits(work.engine.logits(part), part)
     for ids_BN, seconds in zip(ids, report.times, strict=True):
         problems += gates.check_ids(ids_BN, work.case, vocab_size)
-        problems += gates.check_times(seconds, ids_BN, had_rows)
+        problems += gates.check_times(seconds, work.case, had_rows)
     problems += gates.check_repeats(report.digests)
     return list(dict.fromkeys(problems))
 
