@@ -139,6 +139,7 @@ def watched(engine: Any) -> Iterator[Timeline]:
             stack.callback(_hooked(timeline, module, name, layer))
         for group in vars(engine.groups).values():
             stack.callback(_timed(timeline, group))
+        stack.callback(_around_choice(timeline, engine))
         engine.watch(timeline)
         stack.callback(lambda: engine.watch(OFF))
         yield timeline
@@ -178,13 +179,25 @@ def _hooked(timeline: Timeline, module: nn.Module, name: str, layer: int | None)
     return remove
 
 
+def _around_choice(timeline: Timeline, engine: Any) -> Any:
+    """A span around the choice of ids; what takes it away."""
+    engine.choose = _in_span(timeline, "compute", "choose", engine.choose)
+
+    def remove() -> None:
+        del engine.choose
+
+    return remove
+
+
 def _timed(timeline: Timeline, group: Group) -> Any:
     """Spans around what a group says, if it has anyone to talk to; what takes them away."""
     names = ("all_reduce", "all_gather", "broadcast", "send", "receive")
     if group.size == 1:
         return lambda: None
     for name in names:
-        setattr(group, name, _in_span(timeline, name, getattr(group, name)))
+        setattr(
+            group, name, _in_span(timeline, "communication", name, getattr(group, name))
+        )
 
     def remove() -> None:
         for name in names:
@@ -193,10 +206,10 @@ def _timed(timeline: Timeline, group: Group) -> Any:
     return remove
 
 
-def _in_span(timeline: Timeline, name: str, method: Any) -> Any:
+def _in_span(timeline: Timeline, kind: str, name: str, method: Any) -> Any:
     @wraps(method)
     def said(*args: Any, **options: Any) -> Any:
-        with timeline.span("communication", name):
+        with timeline.span(kind, name):
             return method(*args, **options)
 
     return said

@@ -67,6 +67,9 @@ class Case(BaseModel):
     """0 is greedy."""
     stop_at_eos: bool = False
     """End a sequence at its end token; off while measuring, so that the work is fixed."""
+    trace: bool | Literal["flame"] = False
+    """Generate once more, outside the measurement, and note who computed when; `flame`: and draw
+    flame graphs of where the time goes."""
 
     @field_validator("random", "spread", mode="before")
     @classmethod

@@ -24,6 +24,7 @@ _MORE_OF_CASE: dict[str, Kind] = {
     "path": "text", "model_seed": "int", "prompts": "text", "prompt_tokens": "int",
     "new_tokens": "int", "warmup": "int", "repeats": "int", "seed": "int",
     "temperature": "float", "stop_at_eos": "bool",
+    "trace": "text",
 }  # fmt: skip
 _OF_SPREAD: dict[str, Kind] = {
     "data": "int", "stages": "int", "tensor": "int", "schedule": "text", "micro_batches": "int",

@@ -34,6 +34,7 @@ from orchestrator.strategies import Written
 FIELDS = (
     "model", "strategy", "gpus", "dtype", "batch_size", "prompts", "prompt_tokens",
     "new_tokens", "warmup", "repeats", "seed", "temperature", "stop_at_eos",
+    "trace",
 )  # fmt: skip
 """Fields of a case that a grid may vary or fix."""
 

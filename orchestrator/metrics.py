@@ -180,6 +180,18 @@ def weight_bytes(record: Record) -> Value:
     return _fullest(record, lambda rank: rank.weight_bytes)
 
 
+@_fact
+def idle_share(record: Record) -> Value:
+    """Of all ranks' time in decode, the part without computation; of a traced repetition."""
+    return record.trace.idle_share if record.trace else None
+
+
+@_fact
+def schedule_idle_share(record: Record) -> Value:
+    """The idle share that the schedule alone would cost: equal stages, communication free."""
+    return record.trace.schedule_idle_share if record.trace else None
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean and spread of one metric over an attempt's samples."""

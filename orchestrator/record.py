@@ -66,6 +66,21 @@ class RankFacts(_Strict):
     """Bytes of the parameters this rank holds."""
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TraceFacts(_Strict):
+    """Who computed when in the traced repetition: decode, from its first computation to its
+    last on any rank."""
+
+    window_s: Seconds
+    idle_share: Share
+    """Of all ranks' time in it, the part in which they did not compute: the bubble."""
+    idle_share_of_ranks: list[Share]
+    schedule_idle_share: Share
+    """What the schedule alone would cost: equal stages, communication free."""
+
+
 class Heartbeat(_Strict):
     """Progress of a running attempt: heartbeat.json, replaced as the attempt goes on."""
 
@@ -105,6 +120,8 @@ class Record(_Strict):
     """Tokens one sample generated over all sequences, none counted after an end token."""
     ids_digest: str | None = None
     """SHA-256 of the generated ids, row by row."""
+    trace: TraceFacts | None = None
+    """Where the case asks for a trace."""
     environment: dict[str, Any] = {}
     """Versions, commit, host, devices, topology: what must be the same to repeat the number."""
 

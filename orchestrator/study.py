@@ -55,6 +55,15 @@ class Attempt:
         """Progress while it runs, replaced as it goes."""
         return self.folder / "heartbeat.json"
 
+    @property
+    def trace_file(self) -> Path:
+        """Who computed when, as Chrome's trace events; see `jobs.trace`."""
+        return self.folder / "trace.json.gz"
+
+    def flame_file(self, rank: int | None = None) -> Path:
+        """Flame graph of one rank, or of all together; folded stacks stand beside it."""
+        return self.folder / ("flame.svg" if rank is None else f"flame-{rank}.svg")
+
     def write_record(self, record: Record) -> None:
         """File the record; FileExistsError where the attempt has one already."""
         write_whole(

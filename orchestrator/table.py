@@ -15,7 +15,7 @@ from orchestrator.standing import Standing
 _ALWAYS = ("model", "strategy")
 _IF_VARIED = (
     "dtype", "batch_size", "prompts", "prompt_tokens", "new_tokens", "warmup", "repeats", "seed",
-    "temperature", "stop_at_eos",
+    "temperature", "stop_at_eos", "trace",
 )  # fmt: skip
 _OF_THE_MODEL = ("path", "random", "model_seed")
 """Shown only where one model's name stands for several."""

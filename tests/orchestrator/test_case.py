@@ -62,6 +62,7 @@ CHANGES: dict[str, Any] = {
     "spread": replace(TENSOR, names=("zero-offload",)), "dtype": "float32", "batch_size": 1,
     "prompts": "jobs/prompts/alpaca-sample.json", "prompt_tokens": None, "new_tokens": 1,
     "warmup": 0, "repeats": 1, "seed": 1, "temperature": 0.5, "stop_at_eos": True,
+    "trace": "flame",
 }  # fmt: skip
 
 
