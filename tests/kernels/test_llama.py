@@ -16,7 +16,14 @@ from kernels.engine import Engine
 from kernels.generate import Batch
 from kernels.llama import Llama, RMSNorm, rotary_tables, rotate
 from kernels.placement import Strategy, owned_slices, place
-from kernels.shapes import KNOWN, ModelShape, RopeScaling, layer_tensors, tensors
+from kernels.shapes import (
+    KNOWN,
+    ModelShape,
+    RopeScaling,
+    kv_bytes_per_token,
+    layer_tensors,
+    tensors,
+)
 from kernels.strategy import spread
 from kernels.world import World
 
@@ -161,6 +168,25 @@ def test_padding_changes_nothing_in_any_row() -> None:
 
 def test_even_padding_has_finite_logits() -> None:
     assert bool(torch.isfinite(alone(SHAPES["mistral"]).logits(batch_of(7))).all())
+
+
+def test_the_mask_shows_a_token_its_row_so_far_and_a_padding_token_itself() -> None:
+    """Were a padding token to see nothing, some attention kernels would give NaN."""
+    lane = alone(SHAPES["gqa"]).new_lane(2, 5)
+    lane.begin(torch.tensor([2, 0]))
+    step = lane.step(torch.arange(4))
+    assert step.mask.shape == (2, 1, 2 * 4, 8)
+    seen = step.mask[:, 0].isfinite()
+    assert torch.equal(seen[:, :4], seen[:, 4:]), "once per query head of a KV head"
+    slots = [[row.nonzero().flatten().tolist() for row in rows[:4]] for rows in seen]
+    assert slots[0] == [[0], [1], [2], [2, 3]]
+    assert slots[1] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+
+
+def test_a_lane_takes_the_memory_of_its_keys_and_values() -> None:
+    shape = SHAPES["gqa"]
+    lane = alone(shape, torch.float32).new_lane(3, 16)
+    assert lane.num_bytes == 3 * 16 * kv_bytes_per_token(shape, "float32")
 
 
 def test_a_window_hides_what_lies_before_it() -> None:
