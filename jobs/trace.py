@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jobs import flame
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
 from kernels.schedule import Flow, bubble, idle_share
-from kernels.timeline import KINDS, Span, busy, clock_offset_s, watched
+from kernels.spans import Span, as_events, busy, decode_window
+from kernels.timeline import clock_offset_s, watched
 from orchestrator.case import Case
 from orchestrator.record import TraceFacts
 from orchestrator.study import Attempt
@@ -89,49 +89,6 @@ def flow_of(case: Case, columns: int) -> Flow:
     )
 
 
-def decode_window(spans: Iterable[Span]) -> tuple[float, float]:
-    """From the first to the last moment of decode computation; of any where none decodes."""
-    computing = [span for span in spans if span.kind == "compute"]
-    counted = [span for span in computing if span.token] or computing
-    return (
-        min(span.start_s for span in counted),
-        max(span.end_s for span in counted),
-    )
-
-
-def events(case: Case, traced: list[Traced]) -> dict[str, Any]:
-    """The trace in Chrome's format; microseconds from the first span on."""
-    spans = [span for each in traced for span in each.spans]
-    zero_s = min((span.start_s for span in spans), default=0.0)
-    named = [
-        {"ph": "M", "name": name, "pid": rank, "tid": thread, "args": {"name": value}}
-        for rank in range(len(traced))
-        for thread, kind in enumerate(KINDS)
-        for name, value in (("process_name", f"rank {rank}"), ("thread_name", kind))
-    ]
-    return {
-        "traceEvents": named + [_event(span, zero_s) for span in spans],
-        "displayTimeUnit": "ms",
-        "otherData": {"case_id": case.case_id, "ranks": len(traced)},
-    }
-
-
-def _event(span: Span, zero_s: float) -> dict[str, Any]:
-    where = {"token": span.token, "micro_batch": span.micro_batch}
-    if span.layer is not None:
-        where["layer"] = span.layer
-    return {
-        "ph": "X",
-        "name": span.name,
-        "cat": span.kind,
-        "pid": span.rank,
-        "tid": KINDS.index(span.kind),
-        "ts": round(1e6 * (span.start_s - zero_s), 3),
-        "dur": round(1e6 * (span.end_s - span.start_s), 3),
-        "args": where,
-    }
-
-
 def write(attempt: Attempt, case: Case, traced: list[Traced]) -> list[Path]:
     """The trace and, where there are stacks, the flame graphs, all ranks' together and each's.
 
@@ -139,7 +96,9 @@ def write(attempt: Attempt, case: Case, traced: list[Traced]) -> list[Path]:
     """
     if not traced:
         return []
-    text = json.dumps(events(case, traced), separators=(",", ":"))
+    spans = [span for each in traced for span in each.spans]
+    facts = {"case_id": case.case_id, "ranks": len(traced)}
+    text = json.dumps(as_events(spans, facts), separators=(",", ":"))
     attempt.trace_file.write_bytes(gzip.compress(text.encode(), mtime=0))
     written = [attempt.trace_file]
     if any(each.stacks for each in traced):

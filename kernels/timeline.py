@@ -7,36 +7,19 @@ clock itself. All times are seconds of rank 0's `time.perf_counter`.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 
+from kernels.spans import Span
 from kernels.world import Group
 
-KINDS = ("compute", "communication", "copy")
-
 _PINGS = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """Something that a rank did, from start to end."""
-
-    rank: int
-    kind: str
-    """Of `KINDS`."""
-    name: str
-    start_s: float
-    end_s: float
-    layer: int | None = None
-    micro_batch: int = 0
-    token: int = 0
-    """0 is the prefill."""
 
 
 class Timeline:
@@ -251,26 +234,3 @@ def _answer(everyone: Group, offset_s: torch.Tensor) -> None:
         float(everyone.receive(torch.zeros_like(offset_s), 0))  # waits for a GPU, too
         everyone.send(torch.full_like(offset_s, time.perf_counter()), 0)
     everyone.receive(offset_s, 0)
-
-
-def busy(spans: Iterable[Span]) -> list[tuple[float, float]]:
-    """The intervals in which one rank computed: its compute spans, less what it said in them."""
-    edges = []
-    for span in spans:
-        if span.kind in ("compute", "communication"):
-            speaks = span.kind == "communication"
-            edges += [(span.start_s, speaks, 1), (span.end_s, speaks, -1)]
-    edges.sort()
-    intervals: list[tuple[float, float]] = []
-    open_spans = {False: 0, True: 0}
-    since: float | None = None
-    for at_s, speaks, change in edges:
-        open_spans[speaks] += change
-        computes = open_spans[False] > 0 and not open_spans[True]
-        if computes and since is None:
-            since = at_s
-        elif not computes and since is not None:
-            if at_s > since:
-                intervals.append((since, at_s))
-            since = None
-    return intervals

@@ -21,6 +21,7 @@ INTEGERS = {
     "kernels.schedule",
     "kernels.partition",
     "kernels.layer_costs",
+    "kernels.spans",
 }
 BRIDGE = {
     f"orchestrator.{name}" for name in ("case", "record", "study", "pack", "errors", "causes", "signatures")

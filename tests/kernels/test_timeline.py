@@ -8,25 +8,11 @@ from ranks import Ranks
 
 from kernels.placement import Strategy
 from kernels.schedule import Flow, bubble, idle_share
-from kernels.timeline import OFF, Span, busy
+from kernels.timeline import OFF
 from kernels.world import World
 
 STAGE_S = 0.04
 NEW_TOKENS = 3
-
-
-def span(kind: str, start_s: float, end_s: float) -> Span:
-    return Span(rank=0, kind=kind, name="x", start_s=start_s, end_s=end_s)
-
-
-def test_busy_is_what_compute_spans_cover_together() -> None:
-    spans = [span("compute", 0, 2), span("compute", 1, 3), span("compute", 5, 6)]
-    assert busy(spans) == [(0, 3), (5, 6)]
-
-
-def test_busy_leaves_out_what_is_said_within_a_computation() -> None:
-    spans = [span("compute", 0, 10), span("communication", 2, 3), span("copy", 0, 20)]
-    assert busy(spans) == [(0, 2), (3, 10)]
 
 
 def test_nothing_is_noted_where_nobody_watches() -> None:

@@ -13,8 +13,9 @@ from kernels.cache import Step
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
 from kernels.placement import Strategy
+from kernels.spans import Span, busy
 from kernels.strategy import spread
-from kernels.timeline import Span, busy, clock_offset_s, watched
+from kernels.timeline import clock_offset_s, watched
 from kernels.world import World
 
 
