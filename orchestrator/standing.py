@@ -116,7 +116,7 @@ def _files(study: Study, case_id: str, asked: Asked | None) -> _Files:
             damage = damage or str(error)
             continue
         if record is not None:
-            return _Files(record, damage, attempt, None)
+            return _Files(record, damage, attempts[-1], None)
     last = attempts[-1] if attempts else None
     return _Files(None, damage, last, study.pruned(case_id))
 
