@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from orchestrator.checkout import checkout
+from orchestrator.cli_figures import FIGURE_COMMANDS
 from orchestrator.cli_jobs import JOB_COMMANDS
 from orchestrator.cli_options import (
     complete_cluster,
@@ -83,8 +84,10 @@ def submit(
     from orchestrator import submit as verb
     from orchestrator.plan import Request
 
-    request = Request(grid, results_folder(results), cluster, study, subset)
-    sys.exit(verb.dry_run(request) if dry_run else verb.submit(request, wait=wait))
+    request = Request(grid, results_folder(results), cluster, study, subset, pack)
+    if dry_run or test_only:
+        sys.exit(verb.dry_run(request, ask=test_only))
+    sys.exit(verb.submit(request, wait=wait))
 
 
 @orch.command()
@@ -129,7 +132,7 @@ def collect(
     verb.collect(folder, study, long=long, kind=kind, metric=metric)
 
 
-for command in JOB_COMMANDS:
+for command in (*JOB_COMMANDS, *FIGURE_COMMANDS):
     orch.add_command(command)
 
 

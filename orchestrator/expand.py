@@ -55,7 +55,8 @@ def expand(grid: GridFile, document: Document) -> Points:
 
 
 def _fixed(grid: GridFile, document: Document, axes: Iterable[str]) -> Point:
-    raw = document.data.get("fixed") or {}
+    # None here although the file has some: something else in it could not be read.
+    raw = {} if grid.fixed is None else document.data["fixed"]
     fixed = {
         name: Value(getattr(grid.fixed, name), ("fixed", name), raw[name])
         for name in raw

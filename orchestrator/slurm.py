@@ -207,7 +207,7 @@ def _since(submissions: Iterable[Submission]) -> str:
 
 
 def _is_active(queued: slurm_query.Answer, job_id: str) -> bool:
-    told = (queued.jobs or {}).get(job_id)
+    told = queued.of(job_id)
     return told is not None and told.is_active
 
 

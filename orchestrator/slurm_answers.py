@@ -95,7 +95,7 @@ def judge(
 
 
 def _ours(answer: Answer, job_id: str, name: str | None) -> Told | None:
-    told = (answer.jobs or {}).get(job_id)
+    told = answer.of(job_id)
     return told if told is not None and name in (None, told.name) else None
 
 

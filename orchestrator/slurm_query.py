@@ -48,6 +48,11 @@ class Answer:
     jobs: Mapping[str, Told] | None
     problem: str = ""
 
+    def of(self, job_id: str) -> Told | None:
+        """What was said of one job; of an array that ended before it began Slurm keeps one line."""
+        jobs = self.jobs or {}
+        return jobs.get(job_id) or jobs.get(job_id.partition("_")[0])
+
 
 def expand(job_id: str) -> list[str]:
     """The ids of single jobs that one of Slurm's ids stands for.

@@ -95,6 +95,12 @@ def test_an_end_that_only_a_step_tells_of_is_out_of_memory(tmp_path: Path) -> No
     assert (state.state, state.cause) == ("ended", "oom_host")
 
 
+def test_an_array_cancelled_before_it_began_is_one_line_for_all(tmp_path: Path) -> None:
+    queued = Answer(parse_squeue("1|CANCELLED|0:00|5:00||orch-k|None"))
+    assert state_of(tmp_path, "1_0", queued, OFF).cause == "cancelled"
+    assert state_of(tmp_path, "1_7", queued, OFF).cause == "cancelled"
+
+
 def test_a_job_that_neither_has_has_ended_where_squeue_answered(tmp_path: Path) -> None:
     state = state_of(tmp_path, "55", Answer({}), OFF)
     assert (state.state, state.cause) == ("ended", None)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from machine import why_not
+from site_of_tests import Site
 from virtual_slurm import VirtualSlurm
 
-PROFILE = Path(__file__).with_name("virtual.yaml")
+from tests.orchestrator.sandbox import make_sandbox
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,3 +83,15 @@ def _borrowed(
         ids = cluster.command("squeue", "-h", "-a", "-o", "%A", check=False).split()
         if ids:
             subprocess.run(["scancel", *ids], env=cluster.environment, check=False)
+
+
+@pytest.fixture
+def site(slurm: VirtualSlurm, tmp_path: Path) -> Site:
+    """A checkout on each kind of cluster, with a quick jobs.launch."""
+    return Site(slurm, make_sandbox(tmp_path / "checkout"))
+
+
+@pytest.fixture
+def accounted_site(accounted_slurm: VirtualSlurm, tmp_path: Path) -> Site:
+    """The same, on the cluster with accounting alone."""
+    return Site(accounted_slurm, make_sandbox(tmp_path / "checkout"))

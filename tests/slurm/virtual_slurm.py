@@ -153,6 +153,7 @@ class VirtualSlurm:
             if not self.runs(name):
                 self.start_daemon(name)
         self.wait(lambda: self._says("scancel", "-u", "root", "--full"), "slurmctld")
+        self.command("scontrol", "update", "partitionname=main", "state=up")
         for node in self.nodes:
             state = f"nodename={node}", "state=resume"
             self.command("scontrol", "update", *state, check=False)
