@@ -87,6 +87,7 @@ def long_row(each: Standing) -> dict[str, Cell]:
 
 def _case_cells(case: Case) -> dict[str, Cell]:
     cells = {name: getattr(case, name) for name in _OF_CASE | _MORE_OF_CASE}
+    cells["trace"] = str(case.trace).lower() if case.trace else None
     cells |= {name: getattr(case.spread, name) for name in _OF_SPREAD}
     return cells | {"options": options(case.spread)}
 

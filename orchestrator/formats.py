@@ -111,7 +111,9 @@ def _csv_cell(value: Cell) -> str:
     if isinstance(value, float):
         return f"{value:.9g}"
     text = str(value)
-    return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
+    mark = "'" if isinstance(value, str) and _FORMULA.match(text) else ""
+    # A lone carriage return ends the row for some readers, quoted or not.
+    return mark + text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _markdown_cell(value: Cell) -> str:

@@ -58,7 +58,8 @@ def comparison(found: Sequence[Standing], metric: str) -> Table:
 
 def unit(metric: str) -> str:
     """The unit that a metric's name ends in."""
-    ends = {"_tok_per_s": "tokens/s", "_per_s": "steps/s", "_s": "s", "_bytes": "bytes"}
+    ends = {"_tok_per_s": "tokens/s", "_per_s": "steps/s", "_s": "s", "_bytes": "bytes",
+            "_share": "share"}  # fmt: skip
     return next(word for end, word in ends.items() if metric.endswith(end))
 
 
@@ -163,4 +164,9 @@ def _spread(measured: Sequence[Summary]) -> str:
     ]
     if not shares:
         return "no interval from single samples"
-    return f"95 % intervals up to ±{max(shares):.2g} %"
+    widest = max(shares)
+    return (
+        f"95 % intervals up to ±{widest:.0f} %"
+        if widest >= 10
+        else (f"95 % intervals up to ±{widest:.1f} %")
+    )
