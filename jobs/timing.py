@@ -111,7 +111,6 @@ class Stopwatch:
             marks.token(index)
             listener(index)
 
-        gc.collect()
         gc.disable()  # a collection inside the window would be measured
         try:
             self._wait()

@@ -10,6 +10,7 @@ does. The lines looked for stand in `orchestrator.signatures`.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from orchestrator import signatures
@@ -80,16 +81,12 @@ def find_cause(
     nearness, match, signature = _nearest(text)
     if oom_kills and nearness > ROOT:
         return _oom_kill(oom_kills)
-    if signature is None or match is None:
-        return _unknown(text, exit_code)
-    evidence = [_line_at(text, match.start())]
-    if nearness == CONSEQUENCE:
-        evidence += _exceptions(text)
+    own = _own_exceptions(text) if nearness > ROOT else []
+    if match is None or signature is None or (nearness == CONSEQUENCE and own):
+        return _unknown(text, own, exit_code)
+    evidence = [_line_at(text, match.start()), *own]
     return Finding(
-        signature.cause,
-        _distinct(evidence),
-        signature.remedy,
-        signature.retryable,
+        signature.cause, _distinct(evidence), signature.remedy, signature.retryable
     )
 
 
@@ -111,8 +108,8 @@ def _oom_kill(count: int) -> Finding:
     return Finding("oom_host", (evidence,), signatures.HOST_MEMORY, retryable=False)
 
 
-def _unknown(text: str, exit_code: int | None) -> Finding:
-    evidence = _exceptions(text) or _last_lines(text, 3)
+def _unknown(text: str, own: list[str], exit_code: int | None) -> Finding:
+    evidence = own or _last_lines(text, 3)
     if exit_code is not None:
         evidence = [*evidence, _exit_line(exit_code)]
     if not evidence:
@@ -122,7 +119,7 @@ def _unknown(text: str, exit_code: int | None) -> Finding:
         "unknown",
         _distinct(evidence),
         "read the attempt's worker.log (`orch logs`)",
-        retryable=not _exceptions(text),
+        retryable=not own,
     )
 
 
@@ -140,10 +137,15 @@ _EXCEPTION = re.compile(
 _SUMMARY = ("ChildFailedError", "SignalException")
 
 
-def _exceptions(text: str) -> list[str]:
-    """The lines that name a Python exception, but for torchrun's own summary."""
+def _own_exceptions(text: str) -> list[str]:
+    """The first lines that name a Python exception and no cause: a program's own errors."""
     lines = (_line_at(text, found.start()) for found in _EXCEPTION.finditer(text))
-    return [line for line in lines if not any(word in line for word in _SUMMARY)][:3]
+    own = (line for line in lines if not any(word in line for word in _SUMMARY))
+    return list(islice((line for line in own if not _is_known(line)), 3))
+
+
+def _is_known(line: str) -> bool:
+    return any(signature.pattern.search(line) for signature in SIGNATURES)
 
 
 def _last_lines(text: str, count: int) -> list[str]:

@@ -11,7 +11,7 @@ from orchestrator.record import Cause
 
 ROOT, SIGNAL, CONSEQUENCE = range(3)
 """How near a line stands to the root. A process killed by a signal says less than an error that
-names itself, and what its peers then complain of says least."""
+names itself, and what others then complain of, or are told, says least."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ SIGNATURES: tuple[Signature, ...] = (
     *_lines(
         "cancelled", True, CANCELLED,
         r"(?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE to SIGNAL [^*]+)? \*\*\*",
+        nearness=CONSEQUENCE,  # srun says so too when it ends a step for one rank's error
     ),
     # ---- Slurm refuses a job
     *_lines(
@@ -246,7 +247,7 @@ SIGNATURES: tuple[Signature, ...] = (
     *_lines(
         "cancelled", True, CANCELLED,
         r"got signal: 15", r"exitcode ?\s*: -15\b", r"Signal 15 \(SIGTERM\)",
-        nearness=SIGNAL,
+        nearness=CONSEQUENCE,
     ),
     # ---- what the others then see
     *_lines(

@@ -192,6 +192,25 @@ def test_a_lost_connection_alone_is_a_matter_of_communication() -> None:
     assert (finding.cause, finding.retryable) == ("nccl", True)
 
 
+OWN_ERROR = "[rank1]:[rank1]: KeyError: 'layers.3'"
+
+
+def test_a_programs_own_error_is_nearer_than_what_its_peers_see() -> None:
+    lost = KILLED_RANK.splitlines()[0]
+    step = "slurmstepd: error: *** STEP 8.0 ON sg1 CANCELLED AT 2026-01-02T03:04:05 ***"
+    for consequence in (lost, step, "SignalException: Process 7 got signal: 15"):
+        finding = find_cause(f"{consequence}\n{OWN_ERROR}\n", exit_code=1)
+        assert (finding.cause, finding.retryable) == ("unknown", False)
+        assert finding.evidence[0] == OWN_ERROR
+
+
+def test_a_kill_is_nearer_than_a_programs_own_error_but_both_are_shown() -> None:
+    finding = find_cause(f"{OWN_ERROR}\n{KILLED_RANK}", exit_code=1)
+    assert (finding.cause, finding.retryable) == ("unknown", True)
+    assert "exitcode: -9" in finding.evidence[0]
+    assert finding.evidence[1] == OWN_ERROR
+
+
 def test_an_error_without_a_signature_is_unknown_and_shown() -> None:
     log = "[rank0]:[rank0]: Traceback (most recent call last):\n" + (
         "[rank0]:[rank0]: ValueError: seven is not eight\n"
