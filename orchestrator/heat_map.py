@@ -53,10 +53,16 @@ def grid_of(
     spans: Iterable[Span], ranks: int, window: Interval, parts: int
 ) -> list[list[float]]:
     """How much of each part of the window each rank computes: a row per rank."""
+    work = busy_ranks(spans)
+    return [shares(work.get(rank, []), window, parts) for rank in range(ranks)]
+
+
+def busy_ranks(spans: Iterable[Span]) -> dict[int, list[Interval]]:
+    """Rank → the intervals in which it computes."""
     by_rank: dict[int, list[Span]] = defaultdict(list)
     for span in spans:
         by_rank[span.rank].append(span)
-    return [shares(busy(by_rank[rank]), window, parts) for rank in range(ranks)]
+    return {rank: busy(mine) for rank, mine in by_rank.items()}
 
 
 def draw(panels: Sequence[Panel], tokens: range, file: Path) -> None:
@@ -126,9 +132,9 @@ def _label(axis: Any, panel: Panel, window: Interval, longest_s: float) -> None:
     }
     if len(seen) > _LABELS:
         return
+    work = busy_ranks(panel.spans)
     for (rank, token, micro_batch), (start, end) in seen.items():
-        mine = [span for span in panel.spans if span.rank == rank]
-        dark = shares(busy(mine), (start, end), 1)[0] > 0.5
+        dark = shares(work[rank], (start, end), 1)[0] > 0.5
         axis.text(
             1e3 * ((start + end) / 2 - window[0]),
             rank,

@@ -21,7 +21,7 @@ COLUMNS = (
     "flame",
 )  # fmt: skip
 _PANELS = 12
-_TOKENS = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+_TOKENS = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 _ALL = range(10**6)
 
 
