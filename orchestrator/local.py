@@ -158,7 +158,9 @@ def _state(folder: Path) -> JobState:
     for life in (turn, controller):
         if life is not None and not life.is_here:
             return JobState(
-                state="unknown", reason=f"it was started on {life.host}: ask there"
+                state="unknown",
+                reason=f"it was started on {life.host}: ask there, or remove {folder} if that "
+                f"host is gone for good",
             )
     if turn is not None and turn.runs:
         waits = turn.state == "waiting"

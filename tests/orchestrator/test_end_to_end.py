@@ -1,0 +1,44 @@
+"""From a grid to the table with nothing replaced: real jobs, real workers, a real model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.orchestrator.sandbox import CHECKOUT
+
+GRID = """
+study: real
+cluster: local
+models:
+  toy: {random: {dim: 32, n_layers: 2, n_heads: 4, n_kv_heads: 2, ffn_dim: 64, vocab_size: 128}}
+  huge: {random: llama-3.1-405b}
+fixed: {dtype: float32, batch_size: 2, prompt_tokens: 4, new_tokens: 4, repeats: 2, gpus: 2}
+axes: {model: [toy, huge], strategy: [model, tensor]}
+"""
+
+
+def orch(results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    own = {
+        "ORCH_RESULTS": str(results), "ORCH_MACHINE_LOCK": str(results / "machine.lock"),
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *arguments], cwd=CHECKOUT,
+        env=os.environ | own, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_grid_becomes_a_table_on_this_machine(tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID)
+    run = orch(tmp_path, "submit", "--grid", str(grid), "--wait")
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(orch(tmp_path, "collect", "--long", "--format", "json").stdout)
+    assert [row["status"] for row in rows] == ["ok", "ok", "pruned", "pruned"]
+    assert rows[0]["ids_digest"] == rows[1]["ids_digest"]
+    assert all(row["output_tok_per_s_mean"] > 0 for row in rows[:2])
+    assert all(row["n"] == 2 and row["output_tokens"] == 8 for row in rows[:2])
+    table = orch(tmp_path, "collect", "--format", "markdown").stdout.splitlines()
+    assert table[0].startswith("| model | strategy | 2 ")
+    assert [line.split("|")[3].strip() for line in table[4:]] == ["#", "#"]
