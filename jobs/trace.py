@@ -125,6 +125,8 @@ def _together(
 def _write_flame(
     file: Path, stacks: Mapping[flame.Stack, float], title: str
 ) -> list[Path]:
+    if not stacks:
+        return []  # a rank without rows: its device did nothing
     text = file.with_suffix(".folded")
     file.write_text(flame.drawn(stacks, title), encoding="utf-8")
     text.write_text(flame.folded(stacks), encoding="utf-8")

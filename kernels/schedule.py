@@ -199,7 +199,7 @@ def idle_share(
     if end <= start:
         return 0.0
     worked = sum(max(0.0, min(b, end) - max(a, start)) for a, b in busy)
-    return 1 - worked / (stages * (end - start))
+    return max(0.0, 1 - worked / (stages * (end - start)))  # rounding
 
 
 def bubble(
