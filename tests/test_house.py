@@ -24,8 +24,14 @@ INTEGERS = {
     "kernels.spans",
 }
 BRIDGE = {
-    f"orchestrator.{name}" for name in ("case", "record", "study", "pack", "errors", "causes", "signatures")
-}  # fmt: skip
+    "orchestrator.case",
+    "orchestrator.record",
+    "orchestrator.study",
+    "orchestrator.pack",
+    "orchestrator.errors",
+    "orchestrator.causes",
+    "orchestrator.signatures",
+}
 
 
 def sources(package: str) -> list[Path]:
