@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from pathlib import Path
 
 from jobs.signals import Signals
@@ -11,35 +12,47 @@ from orchestrator.study import Attempt, write_whole
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
-def file_or_keep(record: Record, attempt: Attempt, folder: Path | None) -> bool:
+def file_or_keep(
+    record: Record, attempt: Attempt, folder: Path | None, patience_s: float = 120
+) -> bool:
     """File the record; where that fails keep it in `folder`, for `kept`; whether it was filed.
 
-    What cannot be kept there either goes to the standard output.
+    What cannot be kept there either goes to the standard output, and both are tried again.
     """
     problem = _file(record, attempt)
     if problem is None:
         return True
     print(f"the record cannot be written yet: {problem}", flush=True)
-    try:
-        write_whole(_kept_file(folder, attempt), record.model_dump_json())
-    except OSError:
-        print_record(record)
+    if _keep(record, attempt, folder):
+        return False
+    print_record(record)
+    until = time.monotonic() + patience_s
+    while folder is not None and time.monotonic() < until:
+        time.sleep(min(2.0, patience_s))
+        if _file(record, attempt) is None:
+            return True
+        if _keep(record, attempt, folder):
+            return False
     return False
+
+
+def _keep(record: Record, attempt: Attempt, folder: Path | None) -> bool:
+    if folder is None:
+        return False
+    try:
+        write_whole(folder / attempt.record_file.name, record.model_dump_json())
+    except OSError:
+        return False
+    return True
 
 
 def kept(folder: Path, attempt: Attempt) -> Record | None:
     """The record that a rank kept in `folder`, or None."""
-    file = _kept_file(folder, attempt)
+    file = folder / attempt.record_file.name
     try:
         return read_record(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError, RecordError):
         return None
-
-
-def _kept_file(folder: Path | None, attempt: Attempt) -> Path:
-    if folder is None:
-        raise OSError("no folder to keep it in")
-    return folder / attempt.record_file.name
 
 
 def deliver(

@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -127,7 +129,9 @@ def work_through(pack: Pack, patience: Patience, signals: Signals) -> int:
             recorded = is_done(study, packed) or run_case(
                 study, packed, patience, signals
             )
-        except (OrchError, OSError) as error:
+        except Exception as error:  # whatever it is, the next case has its turn
+            if not isinstance(error, OrchError | OSError):
+                traceback.print_exc()
             _say(f"{packed.case_id}: {error}")
             recorded = False
         all_recorded = all_recorded and recorded
@@ -153,15 +157,12 @@ def run_case(
     attempt = study.open_attempt(packed.case_id)
     _say(f"{packed.case_id}: attempt {attempt.number} starts")
     nodes = nodes_of(os.environ, case.gpus, attempt.number)
-    # One node's own disk is not another's; a full results disk shall not stop a single one.
-    shared = attempt.folder if nodes.count > 1 else None
-    scratch = Path(tempfile.mkdtemp(prefix=".orch-", dir=shared))
     run = Run(
         case=case,
         attempt=attempt,
         nodes=nodes,
         timeout_s=packed.timeout_s,
-        scratch=scratch,
+        scratch=_scratch(nodes, attempt),
         started_at=datetime.now(UTC),
         patience=patience,
     )
@@ -170,18 +171,26 @@ def run_case(
         record = _record_of_workers(run) or _record_of_death(run, finding)
         filed = deliver(record, attempt, patience.disk_s, signals)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(run.scratch, ignore_errors=True)
     if not filed:
         print_record(record)
     _say(_outcome(record))
     return filed
 
 
+def _scratch(nodes: Nodes, attempt: Attempt) -> Path:
+    # One node's own disk is not another's; a full results disk shall not stop a single one.
+    shared = nodes.count > 1
+    folder = attempt.folder if shared else Path(tempfile.gettempdir())
+    return folder / f".orch-{uuid.uuid4().hex[:12]}"
+
+
 def _supervise(run: Run, case_file: Path, signals: Signals) -> Finding:
     """Let the workers do their work; why they left no record, if they left none."""
-    board = Board.create(run.scratch, run.case.gpus, run.nodes.count == 1)
     kills_before = oom_kills()
     try:
+        run.scratch.mkdir(mode=0o700)
+        board = Board.create(run.scratch, run.case.gpus, run.nodes.count == 1)
         ending = run_workers(_workers(run, case_file, board), signals)
     except OSError as error:
         return post_mortem.not_started(error)

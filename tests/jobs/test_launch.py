@@ -350,3 +350,20 @@ def test_a_case_that_cannot_be_read_does_not_stop_the_next(tmp_path: Path) -> No
     assert done.returncode == 1
     assert "cannot be read as a case" in done.stdout
     assert only_record(tmp_path / "study", sound).status == "ok"
+
+
+def test_workers_that_cannot_be_started_are_recorded(tmp_path: Path) -> None:
+    of = case("single", 1)
+    pack = pack_file(tmp_path / "study", [of])
+    # A temporary folder that passes Python's own test and then takes no folder.
+    program = (
+        "import sys, tempfile, jobs.launch; tempfile.tempdir = '/proc/self'; "
+        "sys.exit(jobs.launch.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(pack)], cwd=CHECKOUT, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = only_record(tmp_path / "study", of)
+    assert (record.cause, record.retryable) == ("launch", True)
+    assert "could not be started" in record.evidence[0]

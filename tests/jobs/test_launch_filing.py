@@ -77,9 +77,18 @@ def test_a_record_that_cannot_even_be_kept_is_printed(
     attempt: Attempt, folder: Path | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attempt.folder.rmdir()
-    assert not file_or_keep(failed("unknown"), attempt, folder)
+    assert not file_or_keep(failed("unknown"), attempt, folder, patience_s=0)
     line = capsys.readouterr().out.splitlines()[-1]
     assert read_record(line[line.index("{") :], "stdout") == failed("unknown")
+
+
+def test_what_was_printed_is_still_filed_where_it_can_be(attempt: Attempt) -> None:
+    attempt.folder.rmdir()
+    repair = threading.Timer(0.5, attempt.folder.mkdir)
+    repair.start()
+    assert file_or_keep(failed("unknown"), attempt, Path("/nowhere/at/all"))
+    repair.join()
+    assert attempt.read_record() == failed("unknown")
 
 
 def test_a_printed_record_names_its_place_and_can_be_read_again(
