@@ -8,8 +8,7 @@ from pathlib import Path
 
 from jobs.progress import Board, Standing
 from jobs.workers import Ending
-from orchestrator.causes import Finding, find_cause, read_ends
-from orchestrator.signatures import CANCELLED, TIME
+from orchestrator.causes import Finding, find_cause, read_ends, usual
 
 _NEAR_END_S = 30
 """Slurm looks at time limits this often; clocks of nodes differ by seconds."""
@@ -30,7 +29,7 @@ def explain(
     """
     standings = board.standings()
     if ending.timed_out:
-        return _too_long(ending, standings, "the case's time limit")
+        return _too_long(ending, standings)
     if ending.stalled:
         return _stalled(ending, standings)
     if received is not None:
@@ -61,14 +60,14 @@ def of_signal(
     said = f"{received.name} came from outside"
     end = environment.get("SLURM_JOB_END_TIME", "")
     if end.isdigit() and now >= int(end) - _NEAR_END_S:
-        evidence = (f"{said} at the end of the job's time limit", *_where(standings))
-        return Finding("timeout", evidence, TIME, retryable=False)
-    return Finding("cancelled", (said, *_where(standings)), CANCELLED, retryable=True)
+        said += " at the end of the job's time limit"
+        return usual("timeout", said, *_where(standings))
+    return usual("cancelled", said, *_where(standings))
 
 
-def _too_long(ending: Ending, standings: list[Standing], limit: str) -> Finding:
-    said = f"ended after {ending.elapsed_s:.0f} s by {limit}"
-    return Finding("timeout", (said, *_where(standings)), TIME, retryable=False)
+def _too_long(ending: Ending, standings: list[Standing]) -> Finding:
+    said = f"ended after {ending.elapsed_s:.0f} s by the case's time limit"
+    return usual("timeout", said, *_where(standings))
 
 
 def _stalled(ending: Ending, standings: list[Standing]) -> Finding:

@@ -53,6 +53,26 @@ def announce(cause: Cause, message: str) -> str:
     return f"orch: {cause}: {' '.join(message.split())}"
 
 
+def usual(cause: Cause, *evidence: str) -> Finding:
+    """A finding that Slurm or a job knows by other means than a log, with its usual remedy.
+
+    Args:
+        cause: one that comes from outside the program: cancelled, node_fail, oom_host,
+            preempted or timeout.
+    """
+    retryable, remedy = _USUAL[cause]
+    return Finding(cause, evidence, remedy, retryable)
+
+
+_USUAL: dict[Cause, tuple[bool, str]] = {
+    "cancelled": (True, signatures.CANCELLED),
+    "node_fail": (True, signatures.NODE),
+    "oom_host": (False, signatures.HOST_MEMORY),
+    "preempted": (True, signatures.PREEMPTED),
+    "timeout": (False, signatures.TIME),
+}
+
+
 def read_ends(file: Path) -> str:
     """The text of a log, or its first and last part where it is long; "" where it is not there."""
     try:
@@ -104,8 +124,10 @@ def _nearest(text: str) -> tuple[int, re.Match[str] | None, Signature | None]:
 
 
 def _oom_kill(count: int) -> Finding:
-    evidence = f"the kernel killed {count} process(es) of this job: out of host memory"
-    return Finding("oom_host", (evidence,), signatures.HOST_MEMORY, retryable=False)
+    return usual(
+        "oom_host",
+        f"the kernel killed {count} process(es) of this job: out of host memory",
+    )
 
 
 def _unknown(text: str, own: list[str], exit_code: int | None) -> Finding:
@@ -172,22 +194,17 @@ def _distinct(lines: Iterable[str]) -> tuple[str, ...]:
 
 # ---- Slurm's account
 
-_STATES: dict[str, tuple[Cause, bool, str]] = {
-    "BOOT_FAIL": ("node_fail", True, signatures.NODE),
-    "CANCELLED": ("cancelled", True, signatures.CANCELLED),
-    "DEADLINE": ("timeout", False, signatures.TIME),
-    "NODE_FAIL": ("node_fail", True, signatures.NODE),
-    "OUT_OF_MEMORY": ("oom_host", False, signatures.HOST_MEMORY),
-    "PREEMPTED": ("preempted", True, signatures.PREEMPTED),
-    "REQUEUE_HOLD": (
-        "launch",
-        True,
-        "Slurm holds the job back after a failed start: tell the site, or exclude the node",
-    ),
-    "REVOKED": ("cancelled", True, signatures.CANCELLED),
-    "SPECIAL_EXIT": ("launch", True, "the site's rules hold the job back: ask the site"),
-    "TIMEOUT": ("timeout", False, signatures.TIME),
-}  # fmt: skip
+_STATES: dict[str, Cause] = {
+    "BOOT_FAIL": "node_fail",
+    "CANCELLED": "cancelled",
+    "DEADLINE": "timeout",
+    "NODE_FAIL": "node_fail",
+    "OUT_OF_MEMORY": "oom_host",
+    "PREEMPTED": "preempted",
+    "REVOKED": "cancelled",
+    "TIMEOUT": "timeout",
+}
+_HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
 _ALIVE = (
     "COMPLETING", "CONFIGURING", "EXPEDITING", "PENDING", "REQUEUED", "REQUEUE_FED",
     "RESIZING", "RESV_DEL_HOLD", "RUNNING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED",
@@ -202,6 +219,9 @@ _EXITS: dict[str, tuple[Cause, bool, str]] = {
     "143:0": ("cancelled", True, signatures.CANCELLED),
     "0:15": ("cancelled", True, signatures.CANCELLED),
 }  # fmt: skip
+_PROGRAM: tuple[Cause, bool, str] = (
+    "unknown", True, "the job's program failed: read its log (`orch logs`)",
+)  # fmt: skip
 
 
 def from_slurm(state: str, exit_code: str = "", reason: str = "") -> Finding | None:
@@ -214,38 +234,29 @@ def from_slurm(state: str, exit_code: str = "", reason: str = "") -> Finding | N
         reason: squeue's reason.
     """
     said = " ".join(word for word in ("Slurm:", state, exit_code, reason) if word)
-    if "launch failed requeued held" in reason.replace("_", " "):
-        return _finding(said, _STATES["REQUEUE_HOLD"])
     name = _state_name(state)
+    if name in _HELD or "launch failed requeued held" in reason.replace("_", " "):
+        remedy = "Slurm holds the job back after a failed start: ask the site, or exclude the node"
+        return Finding("launch", (said,), remedy, retryable=True)
     if name in _STATES:
-        return _finding(said, _STATES[name])
+        return usual(_STATES[name], said)
     if name in _ALIVE:
         return None
     if name == "FAILED":
-        return _finding(said, _EXITS.get(exit_code, _PROGRAM))
+        cause, retryable, remedy = _EXITS.get(exit_code, _PROGRAM)
+        return Finding(cause, (said,), remedy, retryable)
     if name in ("COMPLETED", ""):
-        return _finding(said if name else "Slurm no longer knows the job", _LOST)
-    return _finding(
-        said, ("unknown", True, "Slurm gave a state that orch does not know")
-    )
-
-
-_PROGRAM: tuple[Cause, bool, str] = (
-    "unknown", True, "the job's program failed: read its log (`orch logs`)",
-)  # fmt: skip
-_LOST: tuple[Cause, bool, str] = (
-    "lost", True, "the job ended and left no record: read its log, then `orch retry`",
-)  # fmt: skip
+        remedy = "the job ended and left no record: read its log, then `orch retry`"
+        said = said if name else "Slurm no longer knows the job"
+        return Finding("lost", (said,), remedy, retryable=True)
+    remedy = "Slurm gave a state that orch does not know"
+    return Finding("unknown", (said,), remedy, retryable=True)
 
 
 def _state_name(state: str) -> str:
     word = state.split(" ")[0].upper()
     if word.endswith("+"):  # sacct's default width cuts long names
-        whole = [name for name in (*_STATES, *_ALIVE) if name.startswith(word[:-1])]
+        known = (*_STATES, *_HELD, *_ALIVE)
+        whole = [name for name in known if name.startswith(word[:-1])]
         return whole[0] if len(whole) == 1 else word
     return word
-
-
-def _finding(said: str, meaning: tuple[Cause, bool, str]) -> Finding:
-    cause, retryable, remedy = meaning
-    return Finding(cause, (said,), remedy, retryable)
