@@ -8,7 +8,6 @@ Shapes, in names: B rows, N KV heads, S slots, H head width.
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from kernels.cache import Lane
-from kernels.layer_store import page_aligned, pin, unpin
-from kernels.offload_fetch import HostQueue, Parts, copy_on, queue_of, wait_on
+from kernels.device_queue import HostQueue, copy_on, pin, queue_of, unpin, wait_on
+from kernels.layer_store import page_aligned
+from kernels.offload_fetch import Parts
 from kernels.slot_ring import Event, SlotRing
 
 
@@ -100,15 +100,12 @@ class _Copier:
 
     def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
         """Begin to copy a layer's cache into `slot` after `after`."""
-        done: Future[Event | None] = Future()
-        if self._on_gpu:
-            if after is not None:
-                wait_on(self._fetching, after)
-            done.set_result(copy_on(self._fetching, slot, self._host[unit]))
-        else:
+        if not self._on_gpu:
             slot.copy_(self._host[unit])
-            done.set_result(None)
-        return Parts([done])
+            return Parts.issued(None)
+        if after is not None:
+            wait_on(self._fetching, after)
+        return Parts.issued(copy_on(self._fetching, slot, self._host[unit]))
 
     def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
         """Save a layer's cache; the slot is free once that is done."""

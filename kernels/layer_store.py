@@ -6,11 +6,13 @@ this needs room for little more than what it keeps. Files: `kernels.file_store`.
 
 import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from kernels.device_queue import pin, unpin
 from kernels.offload_plan import Piece, Unit
 from kernels.weights import Weights, WeightsError
 
@@ -82,6 +84,9 @@ def page_aligned(num_bytes: int) -> Tensor:
         if not num_bytes:
             return torch.empty(0, dtype=torch.uint8)
         pages = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError, AttributeError):
+            # Fewer, larger pages to lock for each direct read or copy; a kernel may decline.
+            pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=torch.uint8)
 
 
@@ -149,21 +154,3 @@ class HostStore:
             for flat in self._flat.values():
                 unpin(flat)
         self._flat.clear()
-
-
-def pin(flat: Tensor) -> None:
-    """Lock host memory in place, so that a GPU can copy from it while the host goes on.
-
-    Registered, not allocated by torch: torch's pinned allocator rounds up to powers of two.
-    """
-    error = torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), flat.nbytes, 0)
-    if int(error):
-        raise MemoryError(
-            f"{flat.nbytes} bytes of host memory cannot be pinned (CUDA error {int(error)}): "
-            f"give the job more memory, see `ulimit -l`, or take source: disk"
-        )
-
-
-def unpin(flat: Tensor) -> None:
-    """Undo `pin`; nothing may be copying from the memory any more."""
-    torch.cuda.cudart().cudaHostUnregister(flat.data_ptr())

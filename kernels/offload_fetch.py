@@ -8,20 +8,17 @@ all of them. On a CPU the threads read straight into the slot.
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from kernels.device_queue import copy_on, pin, unpin, wait_on
 from kernels.file_store import FileStore
-from kernels.layer_store import (
-    HostStore,
-    memory_of,
-    page_aligned,
-    pin,
-    unpin,
-)
+from kernels.layer_store import HostStore, memory_of, page_aligned
 from kernels.offload_plan import Unit
 from kernels.slot_ring import Event, Queue
+from kernels.timeline import OFF, Timeline
 
 READ_THREADS = 4
 """Blocks in flight; more gave nothing on one NVMe disk."""
@@ -29,57 +26,18 @@ _STAGING_BLOCKS = 2
 """Per thread: one is read into while the other is copied to the GPU."""
 
 
-class _Done:
-    """A point in the past."""
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-
-class HostQueue:
-    """Computations that run as they are issued: the CPU's."""
-
-    def record(self) -> Event:
-        """The point after all that has been issued so far."""
-        return _Done()
-
-    def wait(self, event: Event) -> None:
-        """What is issued from now on runs after `event`."""
-        event.synchronize()
-
-
-class CudaQueue:
-    """The GPU's current stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def record(self) -> Event:
-        """The point after all that has been issued so far."""
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def wait(self, event: Event) -> None:
-        """What is issued from now on runs after `event`."""
-        wait_on(torch.cuda.current_stream(self._device), event)
-
-
-def wait_on(stream: torch.cuda.Stream, event: Event) -> None:
-    assert isinstance(event, torch.cuda.Event)
-    stream.wait_event(event)
-
-
-def queue_of(device: torch.device) -> Queue:
-    """Where a device computes."""
-    return CudaQueue(device) if device.type == "cuda" else HostQueue()
-
-
 class Parts:
     """A unit on its way in parts, each a future that ends once its copy is issued."""
 
     def __init__(self, parts: Sequence["Future[Event | None]"]) -> None:
         self._parts = parts
+
+    @classmethod
+    def issued(cls, event: Event | None) -> "Parts":
+        """A unit in one part whose copy is issued already."""
+        part: Future[Event | None] = Future()
+        part.set_result(event)
+        return cls([part])
 
     def wait(self, queue: Queue) -> None:
         """What `queue` is given from now on runs after the unit's arrival."""
@@ -94,20 +52,31 @@ class Parts:
                 queue.wait(event)
 
 
-class ReadOnly:
-    """Weights: nothing to save, a slot is free as soon as its computation has ended."""
+class _Fetcher:
+    """What all ways of fetching weights share: which units, and whom to tell of the copies."""
+
+    timeline: Timeline = OFF
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self._units = units
 
     def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
-        """When the slot may be overwritten."""
+        """When the slot may be overwritten: weights have nothing to save."""
         return computed
 
+    def _span(self, unit: Unit) -> AbstractContextManager[None]:
+        layer = unit.name.removeprefix("layers.")
+        if layer == unit.name:
+            return self.timeline.span("copy", unit.name)
+        return self.timeline.span("copy", "layer", int(layer))
 
-class HostToCpu(ReadOnly):
+
+class HostToCpu(_Fetcher):
     """A thread copies within host memory: a CPU standing in for the device."""
 
     def __init__(self, store: HostStore, units: Sequence[Unit]) -> None:
+        super().__init__(units)
         self._store = store
-        self._units = units
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload-copy")
 
     def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
@@ -117,47 +86,39 @@ class HostToCpu(ReadOnly):
     def _copy(self, unit: int, slot: Tensor, after: Event | None) -> None:
         if after is not None:
             after.synchronize()
-        slot.copy_(self._store.flat(self._units[unit]))
+        with self._span(self._units[unit]):
+            slot.copy_(self._store.flat(self._units[unit]))
 
     def close(self) -> None:
         """Let the thread end."""
         self._thread.shutdown(cancel_futures=True)
 
 
-class HostToCuda(ReadOnly):
+class HostToCuda(_Fetcher):
     """One asynchronous copy per unit, from page-locked memory, on a stream of its own."""
 
     def __init__(
         self, store: HostStore, units: Sequence[Unit], device: torch.device
     ) -> None:
+        super().__init__(units)
         self._store = store
-        self._units = units
         self._stream = torch.cuda.Stream(device)
 
     def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
         """Begin to copy a unit into `slot` after `after`."""
         if after is not None:
             wait_on(self._stream, after)
-        done: Future[Event | None] = Future()
-        done.set_result(
-            copy_on(self._stream, slot, self._store.flat(self._units[unit]))
-        )
-        return Parts([done])
+        source = self._store.flat(self._units[unit])
+        with torch.cuda.stream(self._stream), self._span(self._units[unit]):
+            event = copy_on(self._stream, slot, source)
+        return Parts.issued(event)
 
     def close(self) -> None:
         """Wait for the copies under way: their source is about to be given back."""
         self._stream.synchronize()
 
 
-def copy_on(stream: torch.cuda.Stream, target: Tensor, source: Tensor) -> Event:
-    event = torch.cuda.Event()
-    with torch.cuda.stream(stream):
-        target.copy_(source, non_blocking=True)
-        event.record(stream)
-    return event
-
-
-class FromFiles(ReadOnly):
+class FromFiles(_Fetcher):
     """Threads that read the blocks of a unit, as many at a time as there are threads."""
 
     def __init__(
@@ -167,8 +128,8 @@ class FromFiles(ReadOnly):
         device: torch.device,
         threads: int = READ_THREADS,
     ) -> None:
+        super().__init__(units)
         self._store = store
-        self._units = units
         self._device = device
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="offload-read")
         self._own = threading.local()
@@ -178,12 +139,14 @@ class FromFiles(ReadOnly):
         """Begin to copy a unit into `slot` after `after`."""
         into: Callable[[Unit, int, Tensor, Event | None], Event | None]
         into = self._to_cuda if self._device.type == "cuda" else self._to_cpu
-        return Parts(
-            [
-                self._threads.submit(into, self._units[unit], start, part, after)
-                for start, part in _blocks(slot, self._store.block_bytes)
-            ]
-        )
+        blocks = _blocks(slot, self._store.block_bytes)
+        whole = _Shared(self._span(self._units[unit]), len(blocks))
+
+        def fetch(start: int, part: Tensor) -> Event | None:
+            with self._own_stream(), whole:
+                return into(self._units[unit], start, part, after)
+
+        return Parts([self._threads.submit(fetch, *block) for block in blocks])
 
     def _to_cpu(
         self, unit: Unit, start: int, part: Tensor, after: Event | None
@@ -202,6 +165,11 @@ class FromFiles(ReadOnly):
             wait_on(staging.stream, after)
         return staging.copied(copy_on(staging.stream, part, block))
 
+    def _own_stream(self) -> AbstractContextManager[object]:
+        if self._device.type == "cuda":
+            return torch.cuda.stream(self._own_staging().stream)
+        return nullcontext()
+
     def _own_staging(self) -> "_Staging":
         if not hasattr(self._own, "staging"):
             self._own.staging = _Staging(self._device, self._store.block_bytes)
@@ -219,6 +187,28 @@ class FromFiles(ReadOnly):
 def _blocks(slot: Tensor, block_bytes: int) -> list[tuple[int, Tensor]]:
     starts = range(0, len(slot), block_bytes)
     return [(start, slot[start : start + block_bytes]) for start in starts]
+
+
+class _Shared:
+    """One context for several threads, from the first one's begin to the last one's end."""
+
+    def __init__(self, context: AbstractContextManager[None], members: int) -> None:
+        self._context = context
+        self._begun = False
+        self._to_end = members
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._begun:
+                self._context.__enter__()
+            self._begun = True
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._to_end -= 1
+            if not self._to_end:
+                self._context.__exit__(None, None, None)
 
 
 class _Staging:

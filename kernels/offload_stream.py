@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels.device_queue import queue_of
 from kernels.disk_reader import file_system
 from kernels.file_store import FileStore
 from kernels.layer_store import HostStore, fill, page_aligned, views
-from kernels.offload_fetch import FromFiles, HostToCpu, HostToCuda, queue_of
+from kernels.offload_fetch import FromFiles, HostToCpu, HostToCuda
 from kernels.offload_plan import OffloadPlan, Unit
 from kernels.slot_ring import SlotRing
+from kernels.timeline import OFF, Timeline
 from kernels.weights import Weights
 
 OnUnit = Callable[[Unit], None]
@@ -37,6 +39,7 @@ class Streamer:
         self._store = store
         self._dtype = dtype
         self._device = device
+        self._timeline: Timeline = OFF
         self._resident: dict[str, Tensor] = {}
         for unit, stays in zip(units, plan.is_resident, strict=True):
             if stays:
@@ -53,6 +56,7 @@ class Streamer:
         streamed = [unit for unit in self.units if unit.name not in self._resident]
         self._turns = {unit.name: turn for turn, unit in enumerate(streamed)}
         self._fetch = self._new_fetch(streamed)
+        self._fetch.timeline = self._timeline
         self._ring = SlotRing(
             [unit.num_bytes for unit in streamed],
             device_bytes(plan.ring_bytes, self._device),
@@ -83,6 +87,15 @@ class Streamer:
             if flat is None:
                 flat = stack.enter_context(self._ring.slot(self._turns[name]))
             yield views(unit, flat, self._dtype)
+
+    def wait(self, name: str) -> None:
+        """What is issued from now on runs after the arrival of this unit, the next in turn."""
+        if name not in self._resident:
+            self._ring.wait(self._turns[name])
+
+    def watch(self, timeline: Timeline) -> None:
+        """Tell this timeline from now on what is copied when."""
+        self._timeline = self._fetch.timeline = timeline
 
     def change(self, plan: OffloadPlan) -> None:
         """Keep other units on the device from now on."""

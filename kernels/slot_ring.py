@@ -115,14 +115,7 @@ class SlotRing:
 
         Out of turn (after an error cut a pass short) the ring starts over from this unit.
         """
-        if not self._live or self._live[0].unit != unit:
-            self._start_over(unit)
-        live = self._live[0]
-        try:
-            live.arrival.wait(self._queue)
-        except BaseException:
-            self.drain()
-            raise
+        live = self._arrived(unit)
         slot = self._memory[live.place.start : live.place.stop]
         try:
             yield slot
@@ -131,6 +124,20 @@ class SlotRing:
             self._free = self._fetch.finish(live.unit, slot, computed)
             self._live.popleft()
             self.start()
+
+    def wait(self, unit: int) -> None:
+        """What is issued from now on runs after the arrival of this unit, the next in turn."""
+        self._arrived(unit)
+
+    def _arrived(self, unit: int) -> _Live:
+        if not self._live or self._live[0].unit != unit:
+            self._start_over(unit)
+        try:
+            self._live[0].arrival.wait(self._queue)
+        except BaseException:
+            self.drain()
+            raise
+        return self._live[0]
 
     def _start_over(self, unit: int) -> None:
         self.drain()

@@ -23,6 +23,7 @@ from kernels.layer_store import Store
 from kernels.offload_modules import GatheredEmbedding, LentLinear, lent
 from kernels.offload_plan import (
     EMBEDDING,
+    HEAD,
     NORM,
     OffloadPlan,
     Unit,
@@ -31,6 +32,7 @@ from kernels.offload_plan import (
     working_bytes,
 )
 from kernels.offload_stream import Streamer, how_stored, new_store
+from kernels.timeline import Timeline
 from kernels.weights import Progress, Weights
 
 
@@ -117,7 +119,15 @@ class OffloadEngine(SequentialEngine):
                     stack.enter_context(step.lane.lend(int(index)))
                 stack.enter_context(lent(layer, f"layers.{index}", self.streamer))
                 x_BTD = layer(x_BTD, step)
+        if self.placement.is_last:
+            # Here, where it counts as waiting: the choice of ids is noted as computation.
+            self.streamer.wait(HEAD)
         return x_BTD
+
+    def watch(self, timeline: Timeline) -> None:
+        """Tell this timeline from now on what is done, and copied, when."""
+        super().watch(timeline)
+        self.streamer.watch(timeline)
 
     def generate(
         self, batch: Batch, generation: Generation, on_token: OnToken = ignore

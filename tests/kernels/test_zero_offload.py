@@ -32,6 +32,7 @@ from kernels.generate import Batch, Generation
 from kernels.offload_plan import OffloadError, plan_offload
 from kernels.placement import Strategy
 from kernels.strategy import StrategyError, spread
+from kernels.timeline import watched
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
 
@@ -196,6 +197,22 @@ def test_an_engine_says_where_its_weights_wait_and_how_they_are_read() -> None:
     assert "O_DIRECT" in disk.how or "page cache dropped" in disk.how
     host.close()
     disk.close()
+
+
+@pytest.mark.parametrize("source", ["host", "disk"])
+def test_a_trace_shows_each_copy_of_each_token(source: str) -> None:
+    offloads = engine(offload(source=source))
+    with watched(offloads) as timeline:
+        offloads.generate(batch_of(4), Generation(new_tokens=3))
+    spans = timeline.spans()
+    offloads.close()
+    # Three tokens; the first units came before the trace began, those ahead after it ended.
+    for layer in range(3):
+        copies = [span for span in spans if span.kind == "copy" and span.layer == layer]
+        assert len(copies) in (2, 3, 4)
+        assert all(span.name == "layer" for span in copies)
+    heads = [span for span in spans if (span.kind, span.name) == ("copy", "output")]
+    assert len(heads) in (2, 3, 4)
 
 
 def test_nothing_is_left_behind(
