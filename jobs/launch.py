@@ -30,20 +30,18 @@ from jobs import post_mortem
 from jobs.environment import describe
 from jobs.filing import deliver, kept, print_record
 from jobs.heartbeat import write_heartbeat
+from jobs.job_log import JobLog
 from jobs.progress import Board
 from jobs.signals import Signals
 from jobs.telemetry import oom_kills
 from jobs.torchrun import Nodes, nodes_of, torchrun, worker_environment
 from jobs.workers import Workers, run_workers
 from orchestrator.case import Case
-from orchestrator.causes import Finding
+from orchestrator.causes import Finding, read_ends
 from orchestrator.errors import InputError, OrchError
 from orchestrator.pack import Pack, PackedCase
-from orchestrator.record import Record, RecordError
+from orchestrator.record import INTERRUPTED, Record, RecordError
 from orchestrator.study import Attempt, Study, finished
-
-_INTERRUPTED = ("cancelled", "lost", "node_fail", "preempted")
-"""Causes that a requeue makes good: such a record does not make a case done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +141,7 @@ def work_through(pack: Pack, patience: Patience, signals: Signals) -> int:
 def is_done(study: Study, packed: PackedCase) -> bool:
     """Whether this pack's turn at the case is over."""
     for record in finished(study, packed.case_id):
-        if record.attempt >= packed.first_attempt and record.cause not in _INTERRUPTED:
+        if record.attempt >= packed.first_attempt and record.cause not in INTERRUPTED:
             _say(f"{packed.case_id}: has a record, attempt {record.attempt}")
             return True
     return False
@@ -187,20 +185,20 @@ def _scratch(nodes: Nodes, attempt: Attempt) -> Path:
 
 def _supervise(run: Run, case_file: Path, signals: Signals) -> Finding:
     """Let the workers do their work; why they left no record, if they left none."""
-    kills_before = oom_kills()
+    job_log, kills_before = JobLog(), oom_kills()
     try:
         run.scratch.mkdir(mode=0o700)
         board = Board.create(run.scratch, run.case.gpus, run.nodes.count == 1)
         ending = run_workers(_workers(run, case_file, board), signals)
     except OSError as error:
         return post_mortem.not_started(error)
-    return post_mortem.explain(
-        ending,
-        board,
-        run.attempt.log_file,
-        signals.received,
-        oom_kills() - kills_before,
+    told = post_mortem.Told(
+        workers=read_ends(run.attempt.log_file),
+        slurm=job_log.since_start(),
+        received=signals.received,
+        oom_kills=oom_kills() - kills_before,
     )
+    return post_mortem.explain(ending, board, told)
 
 
 def _workers(run: Run, case_file: Path, board: Board) -> Workers:

@@ -4,40 +4,54 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 from jobs.progress import Board, Standing
 from jobs.workers import Ending
-from orchestrator.causes import Finding, find_cause, read_ends, usual
+from orchestrator.causes import Finding, find_cause, usual
 
 _NEAR_END_S = 30
 """Slurm looks at time limits this often; clocks of nodes differ by seconds."""
 
 
-def explain(
-    ending: Ending,
-    board: Board,
-    log: Path,
-    received: signal.Signals | None,
-    oom_kills: int,
-) -> Finding:
-    """The cause of an ending.
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What there is to learn from, besides how the workers ended and where they stood."""
 
-    Args:
-        received: the signal by which this job was asked to end.
-        oom_kills: processes the kernel killed meanwhile for want of host memory.
-    """
+    workers: str = ""
+    """Their log."""
+    slurm: str = ""
+    """What came into the job's log meanwhile."""
+    received: signal.Signals | None = None
+    """The signal by which this job was asked to end."""
+    oom_kills: int = 0
+    """Processes the kernel killed meanwhile for want of host memory."""
+
+
+def explain(ending: Ending, board: Board, told: Told) -> Finding:
+    """The cause of an ending."""
     standings = board.standings()
     if ending.timed_out:
         return _too_long(ending, standings)
     if ending.stalled:
         return _stalled(ending, standings)
-    if received is not None:
-        return of_signal(received, standings, os.environ, time.time())
-    finding = find_cause(read_ends(log), ending.exit_code, oom_kills)
+    if told.received is not None:
+        return _of_signal(told.received, standings, told)
+    finding = find_cause(told.workers, ending.exit_code, told.oom_kills)
     if finding.cause in ("nccl", "unknown"):
         return _with(finding, stragglers(standings))
     return finding
+
+
+def _of_signal(
+    received: signal.Signals, standings: list[Standing], told: Told
+) -> Finding:
+    """Slurm tells why it ends a job, in the log of the job or of the workers' step."""
+    for text in (told.slurm, told.workers):
+        finding = find_cause(text)
+        if finding.cause in ("node_fail", "preempted", "timeout"):
+            return _with(finding, _where(standings))
+    return of_signal(received, standings, os.environ, time.time())
 
 
 def not_started(error: OSError) -> Finding:

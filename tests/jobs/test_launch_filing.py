@@ -1,5 +1,6 @@
 """Records reach their place or somebody's eyes; progress is seen; deaths are explained."""
 
+import os
 import signal
 import threading
 import time
@@ -11,7 +12,9 @@ import pytest
 from jobs import post_mortem
 from jobs.filing import deliver, file_or_keep, kept, print_record
 from jobs.heartbeat import write_heartbeat
+from jobs.job_log import JobLog
 from jobs.launch import is_done, main
+from jobs.post_mortem import Told
 from jobs.progress import LOADING, MEASURING, WARMING, Board
 from jobs.signals import Signals
 from jobs.workers import Ending
@@ -235,26 +238,72 @@ def board(tmp_path: Path) -> Board:
     return board
 
 
-def test_a_limit_that_ended_workers_is_the_cause(tmp_path: Path, board: Board) -> None:
+def test_a_limit_that_ended_workers_is_the_cause(board: Board) -> None:
     ending = Ending(exit_code=-9, elapsed_s=60.2, timed_out=True)
-    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+    finding = post_mortem.explain(ending, board, Told())
     assert (finding.cause, finding.retryable) == ("timeout", False)
     assert "60 s" in finding.evidence[0]
     assert "generation 3, token 0" in finding.evidence[1]
 
 
-def test_a_rank_that_hangs_is_named(tmp_path: Path, board: Board) -> None:
+def test_a_rank_that_hangs_is_named(board: Board) -> None:
     ending = Ending(exit_code=-9, elapsed_s=900, stalled=True)
-    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+    finding = post_mortem.explain(ending, board, Told())
     assert finding.cause == "timeout"
     assert "rank 1 at measuring, generation 3, token 0" in finding.evidence[1]
 
 
-def test_a_signal_to_the_job_is_somebodys_wish(tmp_path: Path, board: Board) -> None:
-    (tmp_path / "log").write_text("SignalException: Process 9 got signal: 15\n")
-    ending = Ending(exit_code=1, elapsed_s=5)
-    finding = post_mortem.explain(ending, board, tmp_path / "log", signal.SIGTERM, 0)
+ENDED = "SignalException: Process 9 got signal: 15\n"
+SLURM = "slurmstepd: error: *** JOB 8 ON sg1 CANCELLED AT 2026-01-02T03:04:05{} ***\n"
+
+
+@pytest.mark.parametrize(
+    ("why", "cause"),
+    [
+        ("", "cancelled"),
+        (" DUE TO TIME LIMIT", "timeout"),
+        (" DUE TO PREEMPTION", "preempted"),
+        (" DUE TO JOB REQUEUE", "preempted"),
+    ],
+)
+@pytest.mark.parametrize("log", ["workers", "slurm"])
+def test_slurm_tells_whose_wish_a_signal_was(
+    board: Board, why: str, cause: str, log: str
+) -> None:
+    logs = {"workers": ENDED, "slurm": ""}
+    logs[log] += SLURM.format(why)
+    told = Told(received=signal.SIGTERM, **logs)
+    finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
+    assert finding.cause == cause
+    assert "generation 3" in finding.evidence[-1]
+
+
+def test_a_signal_that_nobody_explains_is_somebodys_wish(board: Board) -> None:
+    told = Told(received=signal.SIGTERM, workers=ENDED)
+    finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
     assert (finding.cause, finding.retryable) == ("cancelled", True)
+
+
+def test_only_what_came_into_the_jobs_log_since_the_start_is_told(
+    tmp_path: Path,
+) -> None:
+    with (tmp_path / "job.log").open("a") as stream:
+        stream.write(SLURM.format(" DUE TO PREEMPTION"))
+        stream.flush()
+        log = JobLog(stream.fileno())
+        assert log.since_start() == ""
+        stream.write("and then\n")
+        stream.flush()
+        assert log.since_start() == "and then\n"
+
+
+def test_a_job_without_a_log_file_is_told_nothing() -> None:
+    read, write = os.pipe()
+    log = JobLog(write)
+    os.write(write, b"x")
+    assert log.since_start() == ""
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.parametrize(
@@ -269,19 +318,16 @@ def test_a_signal_at_the_end_of_the_jobs_time_is_the_time_limit(
     assert finding.cause == cause
 
 
-def test_what_the_log_proves_is_the_cause(tmp_path: Path, board: Board) -> None:
-    (tmp_path / "log").write_text("[rank1]:torch.OutOfMemoryError: CUDA out of memory")
-    ending = Ending(exit_code=1, elapsed_s=5)
-    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+def test_what_the_log_proves_is_the_cause(board: Board) -> None:
+    told = Told(workers="[rank1]:torch.OutOfMemoryError: CUDA out of memory")
+    finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
     assert (finding.cause, len(finding.evidence)) == ("oom_gpu", 1)
 
 
-def test_of_an_unknown_death_it_is_told_who_was_behind(
-    tmp_path: Path, board: Board
-) -> None:
+def test_of_an_unknown_death_it_is_told_who_was_behind(board: Board) -> None:
     ending = Ending(exit_code=-9, elapsed_s=5)
-    finding = post_mortem.explain(ending, board, tmp_path / "log", None, 0)
+    finding = post_mortem.explain(ending, board, Told())
     assert finding.cause == "unknown"
     assert "rank 1" in finding.evidence[-1]
-    killed = post_mortem.explain(ending, board, tmp_path / "log", None, 1)
+    killed = post_mortem.explain(ending, board, Told(oom_kills=1))
     assert killed.cause == "oom_host"
