@@ -2,107 +2,26 @@
 
 `kernels.schedule` says in which order a stage works and what the first stage waits for; here a
 stage does so. Hidden states travel from stage to stage, chosen ids from the last stage back to
-the first. Every direction of every pair of neighbours has a group of its own, its messages in
-the order of the pieces, and nobody waits for a send that is not known to have arrived: no
-two stages can wait for each other.
+the first. Nobody waits for a send that is not known to have arrived: no two stages can wait for
+each other.
 
 Shapes, in names: B rows, T tokens, D model width, N new tokens.
 """
 
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import Work
 
+from kernels.cache import Lane
+from kernels.channels import Channels, Inbox, Outbox
 from kernels.engine import Engine, OnToken
 from kernels.generate import Batch, Generation, NewTokens
-from kernels.placement import Strategy, axis_groups
 from kernels.schedule import Flow, Piece, enters_after, lanes, order
-from kernels.timeline import Timeline
-from kernels.world import Group, World
 
-_AHEAD = 2
-"""Receives asked for before they are needed, so that they overlap with the computation."""
-
-
-class Channels:
-    """The one-way lines between this rank and the stages next to it."""
-
-    def __init__(self, strategy: Strategy, world: World) -> None:
-        """Make all lines of the world; every rank calls this."""
-        self._groups: list[Group] = []
-        self.before: Group | None = None
-        """From the stage before to this one."""
-        self.after: Group | None = None
-        """From this stage to the next one."""
-        self.back: Group | None = None
-        """From the last stage to the first one."""
-        for stages in axis_groups(strategy)["stages"] if strategy.stages > 1 else ():
-            for sender, receiver in itertools.pairwise(stages):
-                line = world.group((sender, receiver))
-                self.after = line if world.rank == sender else self.after
-                self.before = line if world.rank == receiver else self.before
-                self._groups.append(line)
-            line = world.group((stages[-1], stages[0]))
-            self.back = line if line.index >= 0 else self.back
-            self._groups.append(line)
-
-    def close(self) -> None:
-        """Free their connections."""
-        for group in self._groups:
-            group.close()
-
-
-class Inbox:
-    """Tensors that another rank sends in a fixed order, asked for ahead of their use."""
-
-    def __init__(
-        self, line: Group, rooms: Iterable[Callable[[], Tensor]], timeline: Timeline
-    ) -> None:
-        self._line = line
-        self._timeline = timeline
-        self._rooms = iter(rooms)
-        self._coming: deque[tuple[Work | None, Tensor]] = deque()
-
-    def take(self) -> Tensor:
-        """The next tensor; waits for it (on a GPU, the stream does)."""
-        self.ask()
-        work, tensor = self._coming.popleft()
-        if work is not None:
-            with self._timeline.span("communication", "receive"):
-                work.wait()
-        self.ask()
-        return tensor
-
-    def ask(self) -> None:
-        """Have the next receives under way."""
-        while len(self._coming) < _AHEAD and (room := next(self._rooms, None)):
-            tensor = room()
-            self._coming.append((self._line.start_receive(tensor, 0), tensor))
-
-
-class Outbox:
-    """Tensors under way to another rank, kept until they have arrived."""
-
-    def __init__(self, line: Group) -> None:
-        self._line = line
-        self._going: deque[tuple[int, Work | None, Tensor]] = deque()
-
-    def put(self, number: int, tensor: Tensor) -> None:
-        """Send without waiting."""
-        tensor = tensor.contiguous()
-        self._going.append((number, self._line.start_send(tensor, 1), tensor))
-
-    def forget(self, number: int) -> None:
-        """Let go of the tensors up to this number, which are known to have arrived."""
-        while self._going and self._going[0][0] <= number:
-            work = self._going.popleft()[1]
-            if work is not None:
-                work.wait()
+_ASK_EVERY = 16
+"""Where rows may end, all stages drain and ask after so many tokens whether any row goes on."""
 
 
 class PipelineEngine(Engine):
@@ -130,25 +49,38 @@ class PipelineEngine(Engine):
         flow = self.flow(batch.size, batch.length, generation.new_tokens)
         pieces = order(flow)
         waits = enters_after(flow, pieces)
-        trip = _Trip(self, flow, pieces, batch)
         chosen = _Chosen(self, flow, rows, generation)
-        lane = self.reused_lane(batch.size, batch.length + generation.new_tokens)
-        lane.begin(batch.pad_B)
-        for number, piece in enumerate(pieces):
-            self.timeline.at(piece.token, piece.micro_batch)
-            x = trip.enter(number, waits[number])
-            slots_T = torch.arange(
-                piece.columns.start, piece.columns.stop, device=self.device
-            )
-            x_BTD = self.forward(x, lane.part(piece.rows).step(slots_T))
-            if not self.placement.is_last:
-                trip.hand_on(number, x_BTD)
-            elif piece.chooses:
-                trip.hand_back(number, chosen.next(piece, x_BTD))
-            if number + 1 == len(pieces) or pieces[number + 1].token > piece.token:
-                on_token(piece.token)
-        trip.end(len(pieces))
+        cache = self.reused_lane(batch.size, batch.length + generation.new_tokens)
+        cache.begin(batch.pad_B)
+        parts = {of: cache.part(of) for of in {piece.rows for piece in pieces}}
+        last_B = batch.pad_B.new_zeros(batch.size)
+        for leg in _legs(pieces, generation.stop_at_eos):
+            if leg.start and self._all_ended(chosen):
+                break
+            trip = _Trip(self, pieces, leg, batch, last_B)
+            for number in leg:
+                piece = pieces[number]
+                self.timeline.at(piece.token, piece.micro_batch)
+                x_BTD = self._work(piece, trip.enter(number, waits[number]), parts)
+                if not self.placement.is_last:
+                    trip.hand_on(number, x_BTD)
+                elif piece.chooses:
+                    trip.hand_back(number, chosen.next(piece, x_BTD))
+                if number + 1 == len(pieces) or pieces[number + 1].token > piece.token:
+                    on_token(piece.token)
+            trip.end()
         return self.groups.stages.broadcast(chosen.ids(), self.strategy.stages - 1)
+
+    def _work(self, piece: Piece, x: Tensor, parts: dict[range, Lane]) -> Tensor:
+        columns = piece.columns
+        slots_T = torch.arange(columns.start, columns.stop, device=self.device)
+        return self.forward(x, parts[piece.rows].step(slots_T))
+
+    def _all_ended(self, chosen: "_Chosen") -> bool:
+        """Whether every row has ended, as the last stage knows it."""
+        ended_1 = torch.tensor([chosen.all_ended()], device=self.device).long()
+        self.groups.stages.broadcast(ended_1, self.strategy.stages - 1)
+        return bool(ended_1)
 
     def close(self) -> None:
         """Free the groups and lines; the engine is of no use afterwards."""
@@ -156,16 +88,31 @@ class PipelineEngine(Engine):
         super().close()
 
 
+def _legs(pieces: list[Piece], may_end: bool) -> list[range]:
+    """The numbers of the pieces, cut where all stages ask each other whether to go on."""
+    starts = [0]
+    for number, piece in enumerate(pieces):
+        is_new = number > 0 and piece.token > pieces[number - 1].token
+        if may_end and is_new and piece.token % _ASK_EVERY == 0:
+            starts.append(number)
+    return [range(*leg) for leg in pairwise([*starts, len(pieces)])]
+
+
 class _Trip:
-    """What enters and leaves one stage during one generation."""
+    """What enters and leaves one stage during one leg of a generation."""
 
     def __init__(
-        self, engine: PipelineEngine, flow: Flow, pieces: list[Piece], batch: Batch
+        self,
+        engine: PipelineEngine,
+        pieces: list[Piece],
+        leg: range,
+        batch: Batch,
+        last_B: Tensor,
     ) -> None:
-        self._pieces, self._batch = pieces, batch
-        self._last_B = batch.pad_B.new_zeros(flow.rows)
+        self._pieces, self._leg, self._batch = pieces, leg, batch
+        self._last_B = last_B
         """On the first stage: the ids that came back, which the next token starts from."""
-        self._returned = 0
+        self._returned = leg.start
         """Pieces whose ids came back."""
         line = engine.channels
         self._first = engine.placement.is_first
@@ -175,13 +122,13 @@ class _Trip:
         if line.before:
             rooms = (
                 lambda each=each: engine.new_hidden(len(each.rows), len(each.columns))
-                for each in pieces
+                for each in pieces[leg.start : leg.stop]
             )
             self._before = Inbox(line.before, rooms, engine.timeline)
         if line.back and self._first:
             ids = (
                 lambda each=each: self._last_B.new_empty(len(each.rows))
-                for each in pieces
+                for each in pieces[leg.start : leg.stop]
                 if each.chooses
             )
             self._back = Inbox(line.back, ids, engine.timeline)
@@ -222,13 +169,13 @@ class _Trip:
         else:
             self._keep(self._pieces[number], ids_B)
 
-    def end(self, count: int) -> None:
+    def end(self) -> None:
         """Take what still comes and see the last of what was sent off."""
         if self._first:
-            self._collect(count - 1)
+            self._collect(self._leg.stop - 1)
         for outbox in (self._next, self._to_first):
             if outbox:
-                outbox.forget(count)
+                outbox.forget(self._leg.stop)
 
 
 class _Chosen:
@@ -265,6 +212,10 @@ class _Chosen:
             for rows, tokens in zip(self._lanes, self._tokens, strict=True):
                 tokens.append(self._first_B[rows.start : rows.stop])
         return ids_B
+
+    def all_ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(tokens.all_ended() for tokens in self._tokens)
 
     def ids(self) -> Tensor:
         """All ids [B, N]."""

@@ -90,3 +90,16 @@ def killed(world: World, strategy: Strategy, victim: int, token: int) -> None:
         engine.generate(batch_of(4), Generation(new_tokens=200), on_token)
     except RuntimeError:
         os._exit(7)
+
+
+def tokens_until_all_ended(
+    world: World, strategy: Strategy, eos_ids: tuple[int, ...]
+) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """Ids of rows that all end early, the tokens that were worked on, and ids without an end."""
+    engine = build(world, "nine layers", strategy)
+    told: list[int] = []
+    ending = Generation(new_tokens=60, eos_ids=eos_ids, stop_at_eos=True)
+    ended = engine.generate(batch_of(4), ending, told.append).tolist()
+    after = engine.generate(batch_of(4), Generation(new_tokens=12)).tolist()
+    engine.close()
+    return ended, told, after

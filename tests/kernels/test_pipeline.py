@@ -146,6 +146,23 @@ def test_rows_end_at_end_tokens_as_in_the_model_alone(
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "async"])
+def test_all_stages_stop_soon_after_every_row_has_ended(
+    schedule: str, ranks: Callable[[int], Ranks]
+) -> None:
+    eos_ids = tuple({row[5] for row in alone("nine layers")[1].ids})
+    expected = piped.tokens_until_all_ended(World(), SINGLE, eos_ids)
+    assert max(expected[1]) <= 5
+    strategy = pipeline(3, schedule, 4, prefill_micro_batches=2)
+    for ids, told, after in ranks(3).run(
+        piped.tokens_until_all_ended, strategy, eos_ids
+    ):
+        assert ids == expected[0]
+        assert told == list(range(16))
+        # Nothing of what was under way when all stopped is left on the lines.
+        assert after == alone("nine layers")[1].ids
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "async"])
 def test_every_rank_is_told_of_every_token_once_and_in_order(
     schedule: str, ranks: Callable[[int], Ranks]
 ) -> None:
