@@ -10,6 +10,7 @@ are children with a death signal: they end with the process that started them, h
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -157,6 +158,15 @@ class VirtualSlurm:
         for node in self.nodes:
             state = f"nodename={node}", "state=resume"
             self.command("scontrol", "update", *state, check=False)
+        self.wait(lambda: self.idle() == set(self.nodes), "nodes to be idle")
+
+    def forget(self) -> None:
+        """Lose the controller's state: jobs are gone, ids begin anew."""
+        self.kill("slurmctld")
+        shutil.rmtree(self.folder / "state/ctld")
+        (self.folder / "state/ctld").mkdir()
+        self.start_daemon("slurmctld")
+        self.wait(lambda: self._says("scontrol", "ping"), "slurmctld")
         self.wait(lambda: self.idle() == set(self.nodes), "nodes to be idle")
 
     def start_daemon(self, name: str) -> None:
