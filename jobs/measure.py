@@ -25,6 +25,7 @@ from kernels.strategy import spread
 from kernels.tokenizer import Tokenizer, load_tokenizer
 from kernels.weights import Progress, RandomWeights, Weights, open_weights
 from kernels.world import World
+from kernels.zero_offload import OffloadEngine
 from orchestrator.case import Case
 from orchestrator.record import RankFacts
 
@@ -137,7 +138,7 @@ def measure(work: Work, slot: Slot) -> Report:
     )
     report.problems = _problems(work, report, ids)
     if world.local_rank == 0:
-        report.environment = describe() | {"split": _split(work)}
+        report.environment = describe() | {"split": _split(work)} | _offload(work)
     if case.trace:
         report.traced = repeat_traced(
             work.engine, work.batch, work.generation, with_flame=case.trace == "flame"
@@ -149,6 +150,12 @@ def _split(work: Work) -> list[int]:
     """Layers of each stage, as they came to be."""
     stages = stage_layers(work.engine.strategy, work.engine.shape.n_layers)
     return [len(layers) for layers in stages]
+
+
+def _offload(work: Work) -> dict[str, Any]:
+    """Where streamed weights wait and how they are read: the page cache would be memory."""
+    engine = work.engine
+    return {"weights_wait": engine.how} if isinstance(engine, OffloadEngine) else {}
 
 
 def _meet(world: World) -> None:

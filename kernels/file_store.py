@@ -41,7 +41,7 @@ class FileStore:
         """
         self.block_bytes = block_bytes
         self.folder = folder
-        self.how = f"files in {folder}"
+        self.how = "files"
         self._keep = keep
         self._direct = direct
         self._files: dict[str, DiskFile] = {}
@@ -81,7 +81,7 @@ class FileStore:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._files[unit.name] = DiskFile(path, direct=self._direct)
         self._sums[unit.name] = sums.finished()
-        self.how = f"files in {self.folder}, {self._files[unit.name].how}"
+        self.how = f"files, {self._files[unit.name].how}"
         if not self._keep:
             path.unlink()
 

@@ -85,7 +85,8 @@ class Streamer:
         with ExitStack() as stack:
             flat = self._resident.get(name)
             if flat is None:
-                flat = stack.enter_context(self._ring.slot(self._turns[name]))
+                with self._timeline.span("communication", "weights"):
+                    flat = stack.enter_context(self._ring.slot(self._turns[name]))
             yield views(unit, flat, self._dtype)
 
     def wait(self, name: str) -> None:
@@ -164,4 +165,4 @@ def how_stored(store: HostStore | FileStore) -> str:
         return store.how
     kind = file_system(store.folder)
     memory = ", which is memory" if kind in ("tmpfs", "ramfs") else ""
-    return f"{store.how}, on {kind}{memory}"
+    return f"{store.how}, {kind}{memory}"

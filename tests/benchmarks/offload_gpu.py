@@ -157,7 +157,12 @@ def accelerate_offload(shape: ModelShape) -> Rate:
         torch.cuda.synchronize(DEVICE)
         begin = time.perf_counter()
         model.generate(
-            ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+            ids,
+            attention_mask=torch.ones_like(ids),
+            pad_token_id=0,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
         )
         torch.cuda.synchronize(DEVICE)
         return time.perf_counter() - begin

@@ -193,7 +193,7 @@ def test_the_progress_of_loading_ends_at_its_whole() -> None:
 def test_an_engine_says_where_its_weights_wait_and_how_they_are_read() -> None:
     host, disk = engine(offload()), engine(offload(source="disk"))
     assert host.how == "host memory"
-    assert disk.how.startswith("files in ")
+    assert disk.how.startswith("files, ")
     assert "O_DIRECT" in disk.how or "page cache dropped" in disk.how
     host.close()
     disk.close()
