@@ -34,7 +34,13 @@ def _complete_metric(
     return [CompletionItem(name) for name in METRICS if name.startswith(typed)]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = """\b
+Shell completion, for bash (zsh and fish alike):
+  eval "$(_ORCH_COMPLETE=bash_source orch)"
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(package_name="orch-bench", prog_name="orch")
 def orch() -> None:
     """Measure ways of spreading a Llama over GPUs: a grid in, a comparison table out."""

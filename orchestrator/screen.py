@@ -68,7 +68,9 @@ def note(each: Standing) -> str:
     """One line: how far it is, why it waits, or why it failed and what to do."""
     beat = each.heartbeat
     if beat is not None:
-        share = f", {100 * beat.done // beat.total} %" if beat.total else ""
+        share = (
+            f", {100 * beat.done // beat.total} %" if beat.done and beat.total else ""
+        )
         return f"{beat.phase}{share}"
     words = [each.cause] if each.cause and each.cause != each.status else []
     words += each.evidence[:1]

@@ -11,6 +11,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 from orchestrator.ask import asker
 from orchestrator.ledger import read_ledger
@@ -60,8 +61,8 @@ def _look(
 def _say(console: Console, each: Standing) -> None:
     took = f"  {duration(each.elapsed_s)}" if each.elapsed_s is not None else ""
     why = f"  {note(each)}" if each.status != "ok" else ""
-    console.print(f"{each.status:8}", style=STYLES[each.status], end="")
-    console.print(f"{each.case_id}{took}{why}", markup=False)
+    status = (f"{each.status:8}", STYLES[each.status])
+    console.print(Text.assemble(status, f"{each.case_id}{took}{why}"))
 
 
 def _now(active: Sequence[Standing]) -> str:
@@ -76,4 +77,5 @@ def _progress(console: Console) -> Progress:
     return Progress(
         BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False), console=console, transient=True,
+        refresh_per_second=1,  # it may share the cores with what is measured
     )  # fmt: skip
