@@ -8,7 +8,7 @@ from kernels.placement import Strategy
 
 _CPU_TOLERANCE = 1.1
 """A CPU's budget counts the whole process, of which allocators and libraries are a part."""
-_MARGIN_BYTES = 64 * 2**20
+_MARGIN_BYTES = 80 * 2**20
 """Workspace of matrix kernels, and what allocators round up."""
 
 

@@ -151,10 +151,12 @@ def _deepest(
         plan = _plan(sizes, count, depth)
         if available_bytes is None or plan.device_bytes <= available_bytes:
             return plan
+    lacking = plan.device_bytes - (available_bytes or 0)
     raise OffloadError(
-        f"the largest slot and {plan.resident_bytes} bytes of resident weights must fit the "
-        f"device: they take {plan.device_bytes} bytes, the budget leaves {available_bytes}; raise "
-        f"memory_budget_bytes by {plan.device_bytes - (available_bytes or 0)} or keep less resident"
+        f"the device must hold the resident weights, {plan.resident_bytes} bytes, and one slot, "
+        f"{plan.ring_bytes} bytes; its memory budget leaves {max(available_bytes or 0, 0)} beside "
+        f"the cache, activations and, on a CPU, the process; raise memory_budget_bytes by "
+        f"{lacking} or keep less resident"
     )
 
 

@@ -142,5 +142,5 @@ def test_a_tight_budget_makes_the_ring_shallower(available: int, depth: int) -> 
 
 
 def test_what_cannot_fit_is_refused_with_its_bytes_and_the_way_out() -> None:
-    with pytest.raises(OffloadError, match=r"take 10 bytes.*leaves 9; raise .* by 1 "):
+    with pytest.raises(OffloadError, match=r"slot, 10 bytes.* leaves 9 .* by 1 or"):
         plan_offload([10, 10], 0.0, 9)
