@@ -159,10 +159,8 @@ SIGNATURES: tuple[Signature, ...] = (
         "a rank did not reach the first node: check that each node's name leads to its address, "
         "and that no firewall stands between",
         r"The client socket has timed out after \d+\w* while trying to connect to",
-        r"RendezvousConnectionError",
+        r"(?<!error of type )Rendezvous(?:Closed|Connection|Timeout)Error",
         r"The connection to the C10d store has failed",
-        r"RendezvousTimeoutError",
-        r"RendezvousClosedError",
         r"Timed out after \d+ seconds waiting for clients",
         r"wait timeout after \d+ms, keys:",
     ),
@@ -258,6 +256,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Connection (?:closed by|reset by) peer",
         r"Socket closed$",
         r"Broken pipe",
+        r"due to an error of type Rendezvous\w+",
         nearness=CONSEQUENCE,
     ),
 )  # fmt: skip

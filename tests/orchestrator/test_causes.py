@@ -192,6 +192,21 @@ def test_a_lost_connection_alone_is_a_matter_of_communication() -> None:
     assert (finding.cause, finding.retryable) == ("nccl", True)
 
 
+LEFT_ALONE = (
+    "W1123 10:19:55.467000 14 torch/distributed/elastic/rendezvous/dynamic_rendezvous.py:1298] "
+    "The node 'sg001_14_0' has failed to shutdown the rendezvous '8.1' due to an error of type "
+    "RendezvousConnectionError."
+)
+
+
+def test_a_node_that_finds_the_meeting_place_closed_is_not_the_root() -> None:
+    finding = find_cause(f"{LEFT_ALONE}\n{KILLED_RANK}", exit_code=1)
+    assert (finding.cause, finding.retryable) == ("unknown", True)
+    assert "exitcode: -9" in finding.evidence[0]
+    raised = "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: no"
+    assert find_cause(raised, exit_code=1).cause == "launch"
+
+
 OWN_ERROR = "[rank1]:[rank1]: KeyError: 'layers.3'"
 
 
