@@ -22,12 +22,12 @@ from kernels.world import World
 class Sleeper(nn.Module):
     """A layer that takes its time and changes nothing."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._seconds = seconds
+        self.seconds = 0.0
 
     def forward(self, x_BTD: Tensor, _step: Step) -> Tensor:
-        time.sleep(self._seconds)
+        time.sleep(self.seconds)
         return x_BTD
 
 
@@ -39,12 +39,13 @@ def sleeping(
     engine = spread(
         shape, strategy, world, torch.float32, random_weights(shape, torch.float32)
     )
-    for index, layer in enumerate(engine.model.layers):
-        engine.model.layers[layer] = Sleeper(0.0 if index else stage_s)
+    sleepers = {layer: Sleeper() for layer in engine.model.layers}
+    engine.model.layers.update(sleepers)
     batch = Batch.of([[1, 2], [3], [4, 5], [6], [7], [8], [9], [1], [2]])
     engine.generate(
         batch, Generation(new_tokens=2)
     )  # connections are made at first use
+    next(iter(sleepers.values())).seconds = stage_s
     with watched(engine) as seen:
         _meet(engine)
         engine.generate(batch, Generation(new_tokens=new_tokens))
