@@ -95,7 +95,8 @@ def shown(value: Cell) -> str:
         return ""
     if isinstance(rounded, float):
         return f"{rounded:.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
-    return " ".join(str(rounded).split())
+    line = " ".join(str(rounded).split())
+    return "".join(sign for sign in line if sign.isprintable())
 
 
 def four_digits(value: Cell) -> Cell:

@@ -77,7 +77,9 @@ def note(each: Standing) -> str:
     text = ": ".join(words)
     if each.status == "lost" and each.remedy:
         text += f"; {each.remedy}"
-    return " ".join(text.split())[:400]
+    line = " ".join(text.split())[:400]
+    # Log lines can hold a terminal's control sequences.
+    return "".join(sign for sign in line if sign.isprintable())
 
 
 def sections(title: str, found: Sequence[Standing]) -> RenderableType:

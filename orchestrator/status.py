@@ -68,12 +68,18 @@ def _watch(study: Study, found: list[Standing]) -> None:
     from rich.live import Live
 
     from orchestrator.screen import paper, sections
+    from orchestrator.wait import pause_s
 
+    pause = WATCH_S
     try:
-        with Live(sections(study.name, found), console=paper()) as live:
+        with Live(
+            sections(study.name, found), console=paper(), refresh_per_second=1
+        ) as live:
             while any(each.status in ACTIVE for each in found):
-                time.sleep(WATCH_S)
+                time.sleep(pause)
+                began = time.monotonic()
                 found = look(study)
                 live.update(sections(study.name, found))
+                pause = pause_s(WATCH_S, time.monotonic() - began)
     except KeyboardInterrupt:
         return  # how a watch is left

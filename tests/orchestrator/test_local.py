@@ -74,20 +74,22 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(sandbox: Sandbox) -> None:
 
 
 def test_two_jobs_never_measure_at_once(sandbox: Sandbox) -> None:
-    for study in ("one", "two"):
-        run = sandbox.submit("--study", study, QUICK_CASE_S="0.8")
-        assert run.returncode == 0, run.stderr
-    wait_until(lambda: len(sandbox.starts("one")) > 0, "the first job runs")
-    rows = json.loads(sandbox.orch("status", "--json", "--study", "two").stdout)
-    assert {row["status"] for row in rows} == {"pending"}
-    assert (
-        "waits for the local job" in rows[0]["evidence"][0]
-        or "starting" in rows[0]["evidence"]
-    )
-    wait_until(lambda: len(sandbox.records("two")) == 4, "both are through")
-    ends = [float(line.split()[0]) for line in sandbox.runs("one")]
-    begins = [float(line.split()[0]) for line in sandbox.runs("two")]
-    assert max(ends) < min(begins) or max(begins) < min(ends)
+    assert sandbox.submit("--study", "one", QUICK_CASE_S="300").returncode == 0
+    wait_until(lambda: sandbox.starts("one"), "the first job runs")
+    assert sandbox.submit("--study", "two").returncode == 0
+
+    def waits() -> bool:
+        rows = json.loads(sandbox.orch("status", "--json", "--study", "two").stdout)
+        assert {row["status"] for row in rows} == {"pending"}
+        return all("waits for the local job" in row["evidence"][0] for row in rows)
+
+    wait_until(waits, "the second job says what it waits for")
+    assert sandbox.starts("two") == []
+    (launch,) = job_processes(sandbox)
+    launch.kill()
+    ended = time.time()
+    wait_until(lambda: len(sandbox.records("two")) == 4, "the second job is through")
+    assert min(float(line.split()[0]) for line in sandbox.runs("two")) > ended
 
 
 @pytest.mark.parametrize(("given", "seen"), [(None, "unset"), ("0,1", "0,1"), ("", "")])
