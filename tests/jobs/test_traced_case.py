@@ -152,8 +152,14 @@ def test_the_profiler_sees_operators_under_the_layers_of_generate() -> None:
 
 
 def test_a_traced_pipeline_of_two_ranks_leaves_files_and_facts(tmp_path: Path) -> None:
+    """Its layers shared out by a profile, which is kept."""
     pipeline = Strategy(
-        names=("pipeline",), stages=2, schedule="async", micro_batches=2, in_flight=8
+        names=("pipeline",),
+        stages=2,
+        schedule="async",
+        micro_batches=2,
+        in_flight=8,
+        balance="profiled",
     )
     case = a_case(pipeline, trace="flame", repeats=1)
     file = tmp_path / "case.json"
@@ -165,7 +171,8 @@ def test_a_traced_pipeline_of_two_ranks_leaves_files_and_facts(tmp_path: Path) -
         [sys.executable, "-m", "torch.distributed.run", *words,
          "--attempt-dir", str(folder)],
         cwd=CHECKOUT, capture_output=True, text=True, timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT),
+                          "XDG_CACHE_HOME": str(tmp_path / "cache")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     record = read_record((folder / "record.json").read_text(), "record.json")
@@ -182,11 +189,15 @@ def test_a_traced_pipeline_of_two_ranks_leaves_files_and_facts(tmp_path: Path) -
         for each in spans
         if each.name == "layer"
     }
+    split = record.environment["split"]
+    assert sum(split) == SHAPE.n_layers
+    layers_of = [range(split[0]), range(split[0], SHAPE.n_layers)]
     assert layers == {
         (rank, token, micro_batch, layer)
         for rank in (0, 1)
         for token in range(3)
         for micro_batch in range(2)
-        for layer in (2 * rank, 2 * rank + 1)
+        for layer in layers_of[rank]
     }
+    assert len(list((tmp_path / "cache").rglob("profiles/*.json"))) == 1
     assert (folder / "flame-1.svg").is_file()

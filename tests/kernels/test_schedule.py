@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.placement import Strategy
 from kernels.schedule import (
     Flow,
     Piece,
@@ -193,6 +194,13 @@ def test_the_idle_share_counts_only_what_lies_in_the_window() -> None:
     assert idle_share([(0, 2), (3, 6)], 1, (1, 4)) == pytest.approx(1 / 3)
     assert idle_share([(0, 2), (0, 2)], 2, (0, 2)) == 0
     assert idle_share([], 2, (3, 3)) == 0
+
+
+def test_a_generation_holds_what_is_in_flight_in_every_replica() -> None:
+    assert Strategy(names=("single",)).sequences(4) == 4
+    assert Strategy(names=("pipeline",), in_flight=16).sequences(4) == 16
+    assert Strategy(names=("data", "pipeline"), data=2, in_flight=8).sequences(4) == 16
+    assert Strategy(names=("data",), data=3).sequences(4) == 12
 
 
 @pytest.mark.parametrize(
