@@ -5,6 +5,7 @@ block is read; later reads trust the disk.
 """
 
 import os
+import secrets
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ class FileStore:
 
         Args:
             folder: on the disk to stream from.
-            keep: leave the files' names in the folder; else they vanish with the process.
+            keep: give the files names and leave them; else they vanish with the process.
             direct: whether to read around the page cache.
             block_bytes: of one read, a multiple of `disk_reader.ALIGNMENT`.
         """
@@ -43,6 +44,7 @@ class FileStore:
         self.folder = folder
         self.how = "files"
         self._keep = keep
+        self._prefix = "" if keep else f"orch-offload-{secrets.token_hex(8)}-"
         self._direct = direct
         self._files: dict[str, DiskFile] = {}
         self._sums: dict[str, list[int]] = {}
@@ -62,28 +64,17 @@ class FileStore:
             self._write(unit, iter([(0, flat.cpu())]))
 
     def _write(self, unit: Unit, parts: Iterator[tuple[int, Tensor]]) -> None:
-        path = self.folder / f"{unit.name}.weights"
-        sums = _Sums(self.block_bytes)
-        with path.open("wb", buffering=0) as file:
-            _reserve(file.fileno(), unit, path)
-            end = 0
-            for start, part in parts:
-                content = memory_of(part.view(-1).view(torch.uint8))
-                for piece in (bytes(start - end), content):
-                    _write_all(file.fileno(), piece)
-                    sums.add(piece)
-                end = start + len(content)
-            padding = bytes(unit.num_bytes - end)
-            _write_all(file.fileno(), padding)
-            sums.add(padding)
-            # Only clean pages can be dropped; a page that stayed would be read from memory.
-            os.fdatasync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._files[unit.name] = DiskFile(path, direct=self._direct)
-        self._sums[unit.name] = sums.finished()
+        path = self.folder / f"{self._prefix}{unit.name}.weights"
+        with path.open("xb", buffering=0) as file:
+            try:
+                _reserve(file.fileno(), unit, path)
+                self._files[unit.name] = DiskFile(path, direct=self._direct)
+            finally:
+                # Nameless before it holds anything: whatever kills the process, nothing is left.
+                if not self._keep:
+                    path.unlink()
+            self._sums[unit.name] = _fill(file.fileno(), unit, parts, self.block_bytes)
         self.how = f"files, {self._files[unit.name].how}"
-        if not self._keep:
-            path.unlink()
 
     def read_block(self, unit: Unit, start: int, target: memoryview) -> None:
         """Fill `target` with the block that begins at byte `start` of the unit.
@@ -144,7 +135,6 @@ def _reserve(descriptor: int, unit: Unit, path: Path) -> None:
     try:
         os.posix_fallocate(descriptor, 0, unit.num_bytes)
     except OSError as error:
-        path.unlink(missing_ok=True)
         room = os.statvfs(path.parent)
         raise OSError(
             error.errno,
@@ -152,6 +142,26 @@ def _reserve(descriptor: int, unit: Unit, path: Path) -> None:
             f"streamed weights ({unit.name}) needs {unit.num_bytes}: let TMPDIR name a folder on "
             f"a larger disk, or take source: host",
         ) from error
+
+
+def _fill(
+    descriptor: int, unit: Unit, parts: Iterator[tuple[int, Tensor]], block_bytes: int
+) -> list[int]:
+    """Write a unit's parts, zeros between them, and put them on the disk; the blocks' sums."""
+    sums, end = _Sums(block_bytes), 0
+    for start, part in parts:
+        content = memory_of(part.view(-1).view(torch.uint8))
+        for piece in (bytes(start - end), content):
+            _write_all(descriptor, piece)
+            sums.add(piece)
+        end = start + len(content)
+    padding = bytes(unit.num_bytes - end)
+    _write_all(descriptor, padding)
+    sums.add(padding)
+    # Only clean pages can be dropped; a page that stayed would be read from memory.
+    os.fdatasync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return sums.finished()
 
 
 def _write_all(descriptor: int, content: bytes | memoryview) -> None:

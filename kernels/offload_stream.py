@@ -139,22 +139,15 @@ def device_bytes(num_bytes: int, device: torch.device) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
 
-@contextmanager
-def offload_folder() -> Iterator[Path]:
-    """A folder for the files of this process, on the disk that TMPDIR names; gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="orch-offload-") as folder:
-        yield Path(folder)
-
-
 def new_store(
     source: str, device: torch.device, cleanup: ExitStack
 ) -> HostStore | FileStore:
-    """Where the streamed weights will wait, `host` or `disk`; given back by `cleanup`."""
+    """Where the streamed weights will wait, `host` or `disk` (in TMPDIR); closed by `cleanup`."""
     store: HostStore | FileStore
     if source == "host":
         store = HostStore(pinned=device.type == "cuda")
     else:
-        store = FileStore(cleanup.enter_context(offload_folder()))
+        store = FileStore(Path(tempfile.gettempdir()))
     cleanup.callback(store.close)
     return store
 

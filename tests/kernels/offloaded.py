@@ -1,5 +1,9 @@
 """What runs inside the ranks of the offload tests."""
 
+import os
+import signal
+import sys
+
 import torch
 from answers import SHAPES, batch_of, random_weights
 
@@ -35,3 +39,20 @@ def streamed_names(
     held = engine.weight_bytes
     engine.close()
     return held, seen
+
+
+def killed(world: World, strategy: Strategy, victim: int, token: int) -> None:
+    """Generate without end; one rank is killed after a token, the others leave on an error.
+
+    They leave as a program does, with their reading threads still at work.
+    """
+    engine = build(world, "nine layers", strategy)
+
+    def on_token(index: int) -> None:
+        if index == token and world.rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        engine.generate(batch_of(4), Generation(new_tokens=200), on_token)
+    except RuntimeError:
+        sys.exit(7)

@@ -6,6 +6,8 @@ they had arrived.
 
 import gc
 import os
+import pickle
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -150,6 +152,25 @@ def test_each_rank_streams_only_its_part_once_a_token(
     # Norms are held twice.
     norms = (2 * SHAPES["gqa"].n_layers + 1) * SHAPES["gqa"].dim * 4
     assert sum(held for held, _ in halves) == whole + norms
+
+
+@pytest.mark.parametrize("token", [0, 3])
+def test_no_rank_outlives_a_killed_one(token: int) -> None:
+    world = Ranks(2)
+    strategy = offload(tensor=2, source="disk")
+    try:
+        world.run(
+            offloaded.streamed_names, "gqa", strategy
+        )  # they start before the 30 s
+        for _, pipe in world._workers:
+            pipe.send_bytes(pickle.dumps((offloaded.killed, (strategy, 1, token))))
+        end = time.monotonic() + 30
+        for worker, _ in world._workers:
+            worker.join(max(0.0, end - time.monotonic()))
+        codes = [worker.exitcode for worker, _ in world._workers]
+    finally:
+        world.close()
+    assert codes == [7, -9], "None: still there after 30 s"
 
 
 def engine(strategy: Strategy, shape: str = "gqa") -> OffloadEngine:
