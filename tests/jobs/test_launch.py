@@ -130,8 +130,11 @@ class Running:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Running]]:
     """Start a launch; whatever is left of it ends with the test."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed launch cannot tidy up
     started: list[tuple[Running, list[psutil.Process]]] = []
 
     def begin(of: Case, *options: str) -> Running:
