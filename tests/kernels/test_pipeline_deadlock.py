@@ -1,0 +1,218 @@
+"""The pipeline's real loop on lines that know no mercy: no deadlock at any size, no mix-up.
+
+Stages are threads. A send ends only when its receive was asked for, and whoever waits in vain
+for long has met a deadlock. Hidden states are numbers that every stage changes in its own way.
+"""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels.engine import ignore
+from kernels.generate import Batch, Generation, NewTokens
+from kernels.pipeline_parallel import PipelineEngine
+from kernels.placement import Strategy
+from kernels.schedule import Piece
+from kernels.timeline import OFF
+
+PATIENCE_S = 10.0
+VOCAB = 89
+
+
+class Line:
+    """A one-way line between two threads; its k-th send meets its k-th receive."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sent: list[tuple[Tensor, threading.Event]] = []
+        self._asked: list[tuple[Tensor, threading.Event]] = []
+        self._met = 0
+
+    def start_send(self, tensor: Tensor, to: int) -> Any:
+        assert to == 1
+        return self._put(self._sent, tensor)
+
+    def start_receive(self, tensor: Tensor, source: int) -> Any:
+        assert source == 0
+        return self._put(self._asked, tensor)
+
+    def _put(self, side: list[tuple[Tensor, threading.Event]], tensor: Tensor) -> Any:
+        done = threading.Event()
+        with self._lock:
+            side.append((tensor, done))
+            while self._met < min(len(self._sent), len(self._asked)):
+                (sent, left), (room, came) = (
+                    self._sent[self._met],
+                    self._asked[self._met],
+                )
+                assert sent.shape == room.shape, "a message for another piece"
+                room.copy_(sent)
+                left.set()
+                came.set()
+                self._met += 1
+        return SimpleNamespace(wait=lambda: wait_for(done))
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self._sent) == len(self._asked) == self._met
+
+
+def wait_for(done: threading.Event) -> None:
+    if not done.wait(PATIENCE_S):
+        raise TimeoutError("deadlock")
+
+
+class Stages:
+    """A group that can only broadcast."""
+
+    def __init__(self, size: int) -> None:
+        self._barrier = threading.Barrier(size, timeout=PATIENCE_S)
+        self._said: Tensor | None = None
+
+    def of(self, stage: int) -> Any:
+        return SimpleNamespace(
+            broadcast=lambda tensor, source: self._broadcast(tensor, source, stage)
+        )
+
+    def _broadcast(self, tensor: Tensor, source: int, stage: int) -> Tensor:
+        if stage == source:
+            self._said = tensor
+        self._barrier.wait()
+        assert self._said is not None
+        tensor.copy_(self._said)
+        self._barrier.wait()
+        return tensor
+
+
+class Numbers(PipelineEngine):
+    """A stage whose layers are arithmetic."""
+
+    def __init__(
+        self, strategy: Strategy, stage: int, channels: Any, stages: Any
+    ) -> None:
+        self.strategy, self.channels = strategy, channels
+        self.device, self.timeline = torch.device("cpu"), OFF
+        self.groups = SimpleNamespace(stages=stages)  # type: ignore[assignment]
+        last = strategy.stages - 1
+        self.placement = SimpleNamespace(  # type: ignore[assignment]
+            stage=stage, is_first=stage == 0, is_last=stage == last
+        )
+        self.seen: list[Piece] = []
+
+    def reused_lane(self, rows: int, length: int) -> Any:
+        return SimpleNamespace(begin=lambda pad_B: None, part=lambda of: None)
+
+    def new_hidden(self, rows: int, tokens: int) -> Tensor:
+        return torch.empty((rows, tokens, 1), dtype=torch.int64)
+
+    def _work(self, piece: Piece, x: Tensor, parts: Any) -> Tensor:
+        self.seen.append(piece)
+        x_BTD = x[..., None] if self.placement.is_first else x
+        assert x_BTD.shape[:2] == (len(piece.rows), len(piece.columns))
+        return stage_of(x_BTD, self.placement.stage)
+
+    def choose(self, x_BTD: Tensor, tokens: NewTokens) -> Tensor:
+        return x_BTD[:, -1, 0] % VOCAB
+
+
+def stage_of(x: Tensor, stage: int) -> Tensor:
+    return (x * 31 + 7 * stage + 1) % 1_000_003
+
+
+def expected_ids(batch: Batch, stages: int, new_tokens: int) -> Tensor:
+    """Row by row and token by token, with nobody to talk to."""
+    last_B, chosen = batch.ids_BT[:, -1], []
+    for _ in range(new_tokens):
+        for stage in range(stages):
+            last_B = stage_of(last_B, stage)
+        last_B = last_B % VOCAB
+        chosen.append(last_B)
+    return torch.stack(chosen, 1)
+
+
+def run(
+    strategy: Strategy, batch: Batch, generation: Generation
+) -> tuple[list[Tensor], list[Line]]:
+    """Every stage's ids, and the lines."""
+    count = strategy.stages
+    onward, back = [Line() for _ in range(count - 1)], Line()
+    stages = Stages(count)
+    results: list[Any] = [None] * count
+
+    def work(stage: int) -> None:
+        channels = SimpleNamespace(
+            before=onward[stage - 1] if stage else None,
+            after=onward[stage] if stage < count - 1 else None,
+            back=back if count > 1 and stage in (0, count - 1) else None,
+        )
+        engine = Numbers(strategy, stage, channels, stages.of(stage))
+        try:
+            rows = range(batch.size)
+            results[stage] = engine.run(batch, rows, generation, ignore)
+        except Exception as error:
+            results[stage] = error
+
+    threads = [threading.Thread(target=work, args=(stage,)) for stage in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results, [*onward, back]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    schedule=st.sampled_from(["gpipe", "async"]),
+    stages=st.integers(1, 6),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 5),
+    new_tokens=st.integers(1, 5),
+    micro_batches=st.integers(1, 10),
+    prefill=st.integers(0, 20),
+)
+def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
+    schedule: str,
+    stages: int,
+    rows: int,
+    columns: int,
+    new_tokens: int,
+    micro_batches: int,
+    prefill: int,
+) -> None:
+    strategy = Strategy(
+        names=("pipeline",),
+        stages=stages,
+        schedule=schedule,
+        micro_batches=micro_batches,
+        prefill_micro_batches=prefill,
+    )
+    ids_BT = torch.arange(rows * columns).view(rows, columns) % VOCAB
+    batch = Batch(ids_BT, torch.zeros(rows, dtype=torch.int64))
+    results, lines = run(strategy, batch, Generation(new_tokens=new_tokens))
+    expected = expected_ids(batch, stages, new_tokens)
+    assert all(torch.equal(ids, expected) for ids in results)
+    assert all(line.is_empty for line in lines)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "async"])
+def test_a_stop_leaves_nothing_on_the_lines(schedule: str) -> None:
+    strategy = Strategy(
+        names=("pipeline",), stages=3, schedule=schedule, micro_batches=4
+    )
+    batch = Batch(torch.arange(4)[:, None], torch.zeros(4, dtype=torch.int64))
+    all_ids = tuple(range(VOCAB))
+    ending = Generation(new_tokens=50, eos_ids=all_ids, stop_at_eos=True)
+    results, lines = run(strategy, batch, ending)
+    assert all(line.is_empty for line in lines)
+    for ids in results:
+        assert torch.equal(ids[:, :1], expected_ids(batch, 3, 1))
+        assert (ids[:, 1:] == -1).all()
