@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slurm)
 
 
-def _demand_slurm() -> None:
+def demand_slurm() -> None:
+    """Skip where there can be no real Slurm; in CI that is an error."""
     reason = why_not()
     if reason and os.environ.get("CI"):
         pytest.fail(f"CI must run the tests on a real Slurm: {reason}")
@@ -32,7 +33,7 @@ def _demand_slurm() -> None:
 def _start(
     tmp_path_factory: pytest.TempPathFactory, accounting: bool
 ) -> Iterator[VirtualSlurm]:
-    _demand_slurm()
+    demand_slurm()
     with VirtualSlurm(
         tmp_path_factory.mktemp("slurm"), accounting=accounting
     ) as cluster:

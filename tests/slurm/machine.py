@@ -1,5 +1,6 @@
 """What the virtual cluster needs of this machine: rights, packages, ports."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -76,3 +77,12 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def remove_cgroups(node: str) -> None:
+    """Take away the control groups that Slurm leaves behind for a node."""
+    for top in Path("/sys/fs/cgroup").glob(f"*/*{node}*"):
+        below = [each for each in top.rglob("*") if each.is_dir()]
+        for folder in [*sorted(below, reverse=True), top]:
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -9,8 +9,7 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={run}/munge.socket
 MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+{plugins}
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
 SelectType=select/cons_tres
@@ -29,7 +28,7 @@ StateSaveLocation={state}/ctld
 SlurmdTimeout=5
 InactiveLimit=0
 KillWait=2
-MinJobAge={min_job_age}
+MinJobAge=300
 MaxArraySize=10001
 MailProg=/bin/true
 {accounting}
@@ -39,6 +38,9 @@ PartitionName=low Nodes=ALL MaxTime=04:00:00 PriorityTier=1
 PartitionName=cancelled Nodes=ALL MaxTime=04:00:00 PriorityTier=1 PreemptMode=CANCEL
 PartitionName=minute Nodes=ALL MaxTime=00:01:00 PriorityTier=5
 """
+NO_CGROUPS = "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none"
+CGROUPS = "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup"
+CGROUP_CONF = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
 ACCOUNTING = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -75,3 +77,15 @@ BOOT = """\
 hostname "$1"; mount --bind "$2" /etc/hosts; shift 2
 "$@" & trap 'kill $!' TERM; wait
 """
+
+# What sacctmgr is told: a debug QOS, one with a submit limit, and an account for root.
+ACCOUNTS = (
+    "add cluster virtual",
+    "add qos debug,one",
+    "modify qos one set MaxSubmitJobsPerUser=1 flags=DenyOnLimit",
+    "modify qos debug set MaxWall=00:15:00 flags=DenyOnLimit",
+    "add account test cluster=virtual",
+    "add user root cluster=virtual account=test",
+    "modify user where name=root cluster=virtual set qos=normal,debug,one "
+    "defaultaccount=test defaultqos=normal",
+)

@@ -24,9 +24,20 @@ from machine import (
     NoSlurm,
     free_ports,
     install,
+    remove_cgroups,
     why_not,
 )
-from slurm_conf import ACCOUNTING, BOOT, SLURM_CONF, SLURMDBD_CONF, SMALL_DATABASE
+from slurm_conf import (
+    ACCOUNTING,
+    ACCOUNTS,
+    BOOT,
+    CGROUP_CONF,
+    CGROUPS,
+    NO_CGROUPS,
+    SLURM_CONF,
+    SLURMDBD_CONF,
+    SMALL_DATABASE,
+)
 
 
 class VirtualSlurm:
@@ -40,14 +51,16 @@ class VirtualSlurm:
         gpus: int = 4,
         cpus: int = 16,
         accounting: bool = True,
-        min_job_age: int = 300,
+        enforce_memory: bool = False,
     ) -> None:
         self.folder = folder
-        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
+        # Slurm names control groups after nodes, and clusters must not meet there.
+        name = f"memory{os.getpid()}n" if enforce_memory else "node"
+        self.nodes = [f"{name}{number}" for number in range(1, nodes + 1)]
         self.gpus = gpus
         self.cpus = cpus
         self.accounting = accounting
-        self.min_job_age = min_job_age
+        self.enforce_memory = enforce_memory
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -94,6 +107,9 @@ class VirtualSlurm:
                 controller.wait(10)
         for name in list(self._daemons):
             self.kill(name)
+        if self.enforce_memory:
+            for node in self.nodes:
+                remove_cgroups(node)
 
     def command(self, *words: str, check: bool = True, timeout: float = 60) -> str:
         """What a Slurm command prints."""
@@ -208,7 +224,7 @@ class VirtualSlurm:
             "state": self.folder / "state",
             "ctld_port": ctld_port,
             "dbd_port": dbd_port,
-            "min_job_age": self.min_job_age,
+            "plugins": CGROUPS if self.enforce_memory else NO_CGROUPS,
         }
         gres = f" Gres=gpu:fake:{self.gpus}" if self.gpus else ""
         nodes = "\n".join(
@@ -222,13 +238,19 @@ class VirtualSlurm:
         )
         self._write("slurmdbd.conf", SLURMDBD_CONF.format(**words))
         self._write("gres.conf", "\n".join(self._fake_gpus()))
-        # Since 23.11 slurmd insists on cgroups unless told; before, it does not know the word.
-        version = int(self.command("slurmd", "-V").split()[1].split(".")[0])
-        self._write("cgroup.conf", "CgroupPlugin=disabled\n" if version >= 23 else "")
+        self._write("cgroup.conf", self._cgroup_conf())
         machine = Path("/etc/hosts").read_text()
         self._write(
             "hosts", machine + "".join(f"127.0.0.1 {node}\n" for node in self.nodes)
         )
+
+    def _cgroup_conf(self) -> str:
+        version2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        if self.enforce_memory:
+            return CGROUP_CONF + ("IgnoreSystemd=yes\n" if version2 else "")
+        # Since 23.11 slurmd insists on cgroups unless told; before, it does not know the word.
+        version = int(self.command("slurmd", "-V").split()[1].split(".")[0])
+        return "CgroupPlugin=disabled\n" if version >= 23 else ""
 
     def _fake_gpus(self) -> list[str]:
         for number in range(self.gpus):
@@ -269,16 +291,7 @@ class VirtualSlurm:
         self.wait((run / "database.sock").exists, "mariadbd")
         self.start_daemon("slurmdbd")
         self.wait(lambda: self._says("sacctmgr", "-n", "show", "cluster"), "slurmdbd")
-        for words in (
-            "add cluster virtual",
-            "add qos debug,one",
-            "modify qos one set MaxSubmitJobsPerUser=1 flags=DenyOnLimit",
-            "modify qos debug set MaxWall=00:15:00 flags=DenyOnLimit",
-            "add account test cluster=virtual",
-            "add user root cluster=virtual account=test",
-            "modify user where name=root cluster=virtual set qos=normal,debug,one "
-            "defaultaccount=test defaultqos=normal",
-        ):
+        for words in ACCOUNTS:
             self.command("sacctmgr", "-i", *words.split(), check=False)
 
     def _says(self, *words: str) -> bool:
