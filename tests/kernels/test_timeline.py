@@ -1,8 +1,11 @@
 """Who computed when: spans are complete, on one clock, and show the bubble that theory gives."""
 
+import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
+import torch
 import watching
 from ranks import Ranks
 
@@ -122,3 +125,21 @@ def test_ranks_of_one_machine_share_their_clock_exactly(
     ranks: Callable[[int], Ranks],
 ) -> None:
     assert ranks(3).run(watching.offset_of_shifted_clock, 0.0) == [0.0] * 3
+
+
+@pytest.mark.gpu
+def test_spans_of_a_gpu_are_the_gpu_s_own_times() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and this machine has none")
+    strategy = Strategy(names=("pipeline",), schedule="async", micro_batches=2)
+    world = World(device=torch.device("cuda", 0))
+    start_s = time.perf_counter()
+    same, spans, late = watching.watched_and_not(world, "nine layers", strategy)
+    assert same
+    assert not late
+    layers = [each for each in spans if each.name == "layer"]
+    assert len(layers) == 9 * 2 * 4
+    assert all(each.start_s < each.end_s for each in layers)
+    assert all(a.end_s <= b.start_s for a, b in pairwise(layers))
+    assert start_s < layers[0].start_s
+    assert layers[-1].end_s < time.perf_counter()
