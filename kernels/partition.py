@@ -9,6 +9,10 @@ A dynamic programme over prefixes: the best way to spread the first `j` layers o
 (PipeDream, SOSP 2019, section 3.1; its `inference_optimizer_graph.py` for the forward-only
 form.) The slowest stage sets the rate of a full pipeline. Among partitions with the same
 slowest stage, the one with the most even stages is taken.
+
+For Llama-2 on equal devices this is the equal split. It matters where the output head is heavy
+(Llama-3's weighs two layers and more), where devices differ in speed or memory, and where layers
+do not divide by stages.
 """
 
 import math
