@@ -16,8 +16,10 @@ from kernels.placement import Strategy, axis_groups
 from kernels.timeline import Timeline
 from kernels.world import Group, World
 
-_AHEAD = 2
-"""Receives asked for before they are needed, so that they overlap with the computation."""
+AHEAD = {"cpu": 2, "cuda": 0}
+"""Device → receives asked for before they are needed. On a CPU they overlap with the computation.
+On a GPU a receive is a kernel that spins until its message comes: asked for early it would take
+its place beside the computation, or before it where both streams share a hardware queue."""
 
 
 class Channels:
@@ -49,29 +51,38 @@ class Channels:
 
 
 class Inbox:
-    """Tensors that another rank sends in a fixed order, asked for ahead of their use."""
+    """Tensors that another rank sends in a fixed order."""
 
     def __init__(
-        self, line: Group, rooms: Iterable[Callable[[], Tensor]], timeline: Timeline
+        self,
+        line: Group,
+        rooms: Iterable[Callable[[], Tensor]],
+        ahead: int,
+        timeline: Timeline,
     ) -> None:
+        """
+        Args:
+            rooms: make the tensors to be filled, in the order of the messages.
+            ahead: how many are asked for before they are taken.
+        """
         self._line = line
+        self._ahead = ahead
         self._timeline = timeline
         self._rooms = iter(rooms)
         self._coming: deque[tuple[Work | None, Tensor]] = deque()
 
     def take(self) -> Tensor:
         """The next tensor; waits for it (on a GPU, the stream does)."""
-        self.ask()
+        self._ask(max(1, self._ahead))
         work, tensor = self._coming.popleft()
         if work is not None:
             with self._timeline.span("communication", "receive"):
                 work.wait()
-        self.ask()
+        self._ask(self._ahead)
         return tensor
 
-    def ask(self) -> None:
-        """Have the next receives under way."""
-        while len(self._coming) < _AHEAD and (room := next(self._rooms, None)):
+    def _ask(self, count: int) -> None:
+        while len(self._coming) < count and (room := next(self._rooms, None)):
             tensor = room()
             self._coming.append((self._line.start_receive(tensor, 0), tensor))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cache import Lane
-from kernels.channels import Channels, Inbox, Outbox
+from kernels.channels import AHEAD, Channels, Inbox, Outbox
 from kernels.engine import Engine, OnToken
 from kernels.generate import Batch, Generation, NewTokens
 from kernels.schedule import Flow, Piece, enters_after, lanes, order
@@ -119,19 +119,20 @@ class _Trip:
         self._next = Outbox(line.after) if line.after else None
         self._to_first = Outbox(line.back) if line.back and not self._first else None
         self._before = self._back = None
+        ahead = AHEAD[engine.device.type]
         if line.before:
             rooms = (
                 lambda each=each: engine.new_hidden(len(each.rows), len(each.columns))
                 for each in pieces[leg.start : leg.stop]
             )
-            self._before = Inbox(line.before, rooms, engine.timeline)
+            self._before = Inbox(line.before, rooms, ahead, engine.timeline)
         if line.back and self._first:
             ids = (
                 lambda each=each: self._last_B.new_empty(len(each.rows))
                 for each in pieces[leg.start : leg.stop]
                 if each.chooses
             )
-            self._back = Inbox(line.back, ids, engine.timeline)
+            self._back = Inbox(line.back, ids, ahead, engine.timeline)
 
     def enter(self, number: int, after: int) -> Tensor:
         """Ids [B, T] or hidden states of a piece, once those up to `after` are back."""

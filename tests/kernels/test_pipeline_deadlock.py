@@ -7,6 +7,7 @@ for long has met a deadlock. Hidden states are numbers that every stage changes 
 import threading
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kernels.channels import AHEAD
 from kernels.engine import ignore
 from kernels.generate import Batch, Generation, NewTokens
 from kernels.pipeline_parallel import PipelineEngine
@@ -178,6 +180,7 @@ def run(
     new_tokens=st.integers(1, 5),
     micro_batches=st.integers(1, 10),
     prefill=st.integers(0, 20),
+    ahead=st.sampled_from(sorted(AHEAD.values())),
 )
 def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
     schedule: str,
@@ -187,6 +190,7 @@ def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
     new_tokens: int,
     micro_batches: int,
     prefill: int,
+    ahead: int,
 ) -> None:
     strategy = Strategy(
         names=("pipeline",),
@@ -197,7 +201,9 @@ def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
     )
     ids_BT = torch.arange(rows * columns).view(rows, columns) % VOCAB
     batch = Batch(ids_BT, torch.zeros(rows, dtype=torch.int64))
-    results, lines = run(strategy, batch, Generation(new_tokens=new_tokens))
+    generation = Generation(new_tokens=new_tokens)
+    with patch.dict(AHEAD, cpu=ahead):
+        results, lines = run(strategy, batch, generation)
     expected = expected_ids(batch, stages, new_tokens)
     assert all(torch.equal(ids, expected) for ids in results)
     assert all(line.is_empty for line in lines)
