@@ -4,12 +4,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.agreement import complaint, ids_agree, void
 from orchestrator.columns import COLUMNS, Kind, long_row
 from orchestrator.errors import InputError
 from orchestrator.formats import Rows, four_digits, parquet_bytes, shown, text_of
 from orchestrator.status import look
 from orchestrator.studies import find_study
-from orchestrator.table import comparison
+from orchestrator.table import Table, comparison
 
 
 def collect(
@@ -18,15 +19,23 @@ def collect(
     """Print the comparison table, or every case with every metric."""
     study = find_study(results, name)
     found = look(study)
+    agrees = ids_agree(found)
+    no_number = void(found, agrees)
     if long:
-        _write(COLUMNS, [long_row(each) for each in found], kind)
-        return
-    table = comparison(found, metric)
+        rows = [long_row(each, agrees.get(each.case_id)) for each in found]
+        _write(COLUMNS, rows, kind)
+    else:
+        _compare(study.name, comparison(found, metric, no_number), kind)
+    if said := complaint(agrees, no_number):
+        print(f"{study.name}: {said}", file=sys.stderr)
+
+
+def _compare(name: str, table: Table, kind: str) -> None:
     if kind == "parquet":
         _write_parquet(*_as_text(table.columns, table.rows))
     else:
         _print(table.columns, _rounded(table.rows, kind), kind)
-    print(f"{study.name}: {table.about}", file=sys.stderr)
+    print(f"{name}: {table.about}", file=sys.stderr)
 
 
 def _write(kinds: Mapping[str, Kind], rows: Rows, kind: str) -> None:

@@ -34,6 +34,8 @@ _OF_RECORD: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
     "output_tokens": ("int", lambda record: record.output_tokens),
     "ids_digest": ("text", lambda record: record.ids_digest),
 }
+_OF_OTHERS: dict[str, Kind] = {"ids_agree": "bool"}
+"""What only a look at other cases tells."""
 _OF_ATTEMPT: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
     "device": ("text", lambda record: _distinct(rank.device for rank in record.ranks)),
     "hosts": ("text", lambda record: _distinct(rank.host for rank in record.ranks)),
@@ -61,7 +63,7 @@ def _columns() -> dict[str, Kind]:
         kinds |= {f"{name}_{part}": "float" for part in _SPREAD_OF}
     kinds |= {name: "int" if name.endswith("_bytes") else "float" for name in FACTS}
     kinds |= {name: kind for name, (kind, _) in _OF_RECORD.items()}
-    kinds |= _MORE_OF_CASE | _OF_SPREAD | {"options": "text"}
+    kinds |= _OF_OTHERS | _MORE_OF_CASE | _OF_SPREAD | {"options": "text"}
     kinds |= {name: kind for name, (kind, _) in _OF_ATTEMPT.items()}
     kinds |= {name: kind for name, (kind, _) in _OF_STANDING.items()}
     return kinds
@@ -71,9 +73,10 @@ COLUMNS = _columns()
 """Name → kind, in the order they are written."""
 
 
-def long_row(each: Standing) -> dict[str, Cell]:
+def long_row(each: Standing, ids_agree: bool | None = None) -> dict[str, Cell]:
     """One case; None where a column does not apply. Numbers only where the record is ok."""
     row: dict[str, Cell] = dict.fromkeys(COLUMNS)
+    row["ids_agree"] = ids_agree
     row |= {"case_id": each.case_id, "status": each.status, "cause": each.cause, "n": 0}
     row |= {name: of(each) for name, (_, of) in _OF_STANDING.items()}
     if each.case is not None:

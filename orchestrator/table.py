@@ -2,7 +2,7 @@
 of GPUs. Nothing is left out: what has no number has a word.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.case import Case
@@ -31,8 +31,13 @@ class Table:
     """One line: the metric, its unit, n, the spread, and what the words mean."""
 
 
-def comparison(found: Sequence[Standing], metric: str) -> Table:
+def comparison(
+    found: Sequence[Standing], metric: str, void: Collection[str] = ()
+) -> Table:
     """The table of one metric.
+
+    Args:
+        void: ids of measured cases whose numbers do not count (`agreement.void`).
 
     Raises:
         InputError: there is no such metric.
@@ -48,9 +53,10 @@ def comparison(found: Sequence[Standing], metric: str) -> Table:
     for each, case in cases:
         key = tuple(str(_value(case, name)) for name in keys)
         row = rows.setdefault(key, _empty_row(case, keys, names.values()))
-        summary = _summary(each, metric)
+        is_void = each.case_id in void
+        summary = Summary(0) if is_void else _summary(each, metric)
         summaries.append(summary)
-        row[names[case.gpus]] = _cell(each, summary)
+        row[names[case.gpus]] = "invalid" if is_void else _cell(each, summary)
     columns = (*keys, *names.values())
     hidden = len(found) - len(cases)
     return Table(columns, tuple(rows.values()), _about(metric, summaries, hidden))
