@@ -3,6 +3,8 @@
 import itertools
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -326,8 +328,21 @@ def test_ten_thousand_cases_unfold_and_too_many_are_refused_by_number(
         load(tmp_path, base(axes=huge | {"strategy": "single", "gpus": 1}))
 
 
-def test_the_demo_grid_spreads_three_strategies_over_one_two_and_four_workers() -> None:
-    grid = load_grid(CHECKOUT / "jobs/grids/demo.yaml", dry_run=True)
+def test_the_demo_grid_fits_the_checkpoint_that_make_demo_makes(tmp_path: Path) -> None:
+    made = tmp_path / "demo"
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.make_checkpoint",
+        str(made),
+        "--format",
+        "hf",
+    ]
+    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
+    text = (CHECKOUT / "jobs/grids/demo.yaml").read_text()
+    file = tmp_path / "demo.yaml"
+    file.write_text(text.replace("results/models/demo}", f"{made}}}", 1))
+    grid = load_grid(file)
     spread = {(case.strategy, case.gpus) for case in grid.cases}
     assert {("model", 1), ("model", 2), ("model", 4)} < spread
     assert {("tensor", 1), ("tensor", 2), ("tensor", 4)} < spread
