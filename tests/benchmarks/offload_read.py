@@ -5,6 +5,9 @@ the same size on the same disk is read from end to end into memory, with one thr
 several; both around the page cache where the file system allows it. The ratio of a round is to
 the faster of the plain reads. Prints every round and the median.
 
+One sequence by default: with more, few cores are soon slower than the disk, and the ratio says
+nothing of the reading. Wants an otherwise idle machine.
+
     python tests/benchmarks/offload_read.py [--gigabytes 2] [--rounds 5] [--folder DIR]
 """
 

@@ -1,5 +1,7 @@
 """Flat buffers in memory and in files: every tensor in its place, every damage with its name."""
 
+import ctypes
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,3 +256,38 @@ def test_a_large_unit_takes_little_memory_beside_its_file(store: FileStore) -> N
     store.put(unit, weights, torch.float32)
     taken = memory.peak_resident_bytes() - before
     assert taken < unit.num_bytes // 2
+
+
+def cached_pages(path: Path) -> int:
+    """Pages of the file that are in the page cache now."""
+    with path.open("rb") as file:
+        pages = mmap.mmap(
+            file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+        )
+    count = -(-len(pages) // mmap.PAGESIZE)
+    found = (ctypes.c_ubyte * count)()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    libc = ctypes.CDLL(None, use_errno=True)
+    length = ctypes.c_size_t(len(pages))
+    assert libc.mincore(ctypes.c_void_p(address), length, found) == 0
+    return sum(page & 1 for page in found)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_was_read_does_not_stay_in_the_page_cache(
+    direct: bool, tmp_path: Path
+) -> None:
+    if file_system(tmp_path) in ("tmpfs", "ramfs"):
+        pytest.skip(f"{tmp_path} is memory itself: nothing there can leave it")
+    path = tmp_path / "file"
+    with path.open("wb") as written:
+        written.write(os.urandom(8 * 2**20))
+        os.fsync(written.fileno())
+        assert cached_pages(path) > 2000, "the measure would not notice"
+        if direct:
+            os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file = DiskFile(path, direct=direct)
+    target = page_aligned(file.num_bytes)
+    file.read_into(memory_of(target), 0)
+    file.close()
+    assert cached_pages(path) == 0
