@@ -105,7 +105,8 @@ class OffloadOptions(Options):
     memory_budget_bytes: (
         Annotated[Count, BeforeValidator(_bytes), WithJsonSchema(_BYTES_SCHEMA)] | None
     ) = None
-    """What the weights on one device may take, such as 8GiB; default: no limit."""
+    """What one device may hold, such as 8GiB: weights, cache and activations; on a CPU the whole
+    process, whose weights then wait on disk. Default: no limit."""
 
 
 SHORT = {
