@@ -8,7 +8,7 @@ Shapes, in names: B rows, N KV heads, S slots, H head width.
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from kernels.device_queue import HostQueue, copy_on, pin, queue_of, unpin, wait_
 from kernels.layer_store import page_aligned
 from kernels.offload_fetch import Parts
 from kernels.slot_ring import Event, SlotRing
+from kernels.timeline import OFF, Timeline
 
 
 class HostLane(Lane):
@@ -40,6 +41,10 @@ class HostLane(Lane):
                 yield
             finally:
                 del self.kv[layer]
+
+    def watch(self, timeline: Timeline) -> None:
+        """Tell this timeline from now on what is copied when."""
+        self._cache.watch(timeline)
 
 
 class HostCache:
@@ -64,7 +69,7 @@ class HostCache:
         self._dtype = dtype
         self._turns = {layer: turn for turn, layer in enumerate(layers)}
         num_bytes = torch.Size(self._size).numel() * dtype.itemsize
-        self._copier = _Copier(len(layers), num_bytes, device)
+        self._copier = _Copier(layers, num_bytes, device)
         # A layer must not be fetched for the next token before this token's keys are saved.
         depth = min(2, len(layers))
         with torch.inference_mode(mode=False):
@@ -79,6 +84,10 @@ class HostCache:
             keys, values = flat.view(self._dtype).view(self._size).unbind()
             yield keys, values
 
+    def watch(self, timeline: Timeline) -> None:
+        """Tell this timeline from now on what is copied when."""
+        self._copier.timeline = timeline
+
     def close(self) -> None:
         """Give the memory back."""
         self._ring.drain()
@@ -88,10 +97,15 @@ class HostCache:
 class _Copier:
     """Fetches a layer's cache and saves it again, both on one stream of its own per direction."""
 
-    def __init__(self, num_layers: int, num_bytes: int, device: torch.device) -> None:
+    timeline: Timeline = OFF
+
+    def __init__(
+        self, layers: Sequence[int], num_bytes: int, device: torch.device
+    ) -> None:
+        self._layers = layers
         self._on_gpu = device.type == "cuda"
         # Fresh maps hold zeros: a weight of zero times a NaN left in memory would be a NaN.
-        self._host = [page_aligned(num_bytes) for _ in range(num_layers)]
+        self._host = [page_aligned(num_bytes) for _ in layers]
         if self._on_gpu:
             for flat in self._host:
                 pin(flat)
@@ -101,20 +115,28 @@ class _Copier:
     def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
         """Begin to copy a layer's cache into `slot` after `after`."""
         if not self._on_gpu:
-            slot.copy_(self._host[unit])
+            with self._span("fetch KV", unit):
+                slot.copy_(self._host[unit])
             return Parts.issued(None)
         if after is not None:
             wait_on(self._fetching, after)
-        return Parts.issued(copy_on(self._fetching, slot, self._host[unit]))
+        with torch.cuda.stream(self._fetching), self._span("fetch KV", unit):
+            event = copy_on(self._fetching, slot, self._host[unit])
+        return Parts.issued(event)
 
     def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
         """Save a layer's cache; the slot is free once that is done."""
-        if self._on_gpu:
-            wait_on(self._saving, computed)
+        if not self._on_gpu:
+            computed.synchronize()
+            with self._span("save KV", unit):
+                self._host[unit].copy_(slot)
+            return HostQueue().record()
+        wait_on(self._saving, computed)
+        with torch.cuda.stream(self._saving), self._span("save KV", unit):
             return copy_on(self._saving, self._host[unit], slot)
-        computed.synchronize()
-        self._host[unit].copy_(slot)
-        return HostQueue().record()
+
+    def _span(self, name: str, unit: int) -> AbstractContextManager[None]:
+        return self.timeline.span("copy", name, self._layers[unit])
 
     def close(self) -> None:
         """Wait for the copies under way, and give the memory back."""

@@ -128,6 +128,8 @@ class OffloadEngine(SequentialEngine):
         """Tell this timeline from now on what is done, and copied, when."""
         super().watch(timeline)
         self.streamer.watch(timeline)
+        if isinstance(self._lane, HostLane):
+            self._lane.watch(timeline)
 
     def generate(
         self, batch: Batch, generation: Generation, on_token: OnToken = ignore

@@ -236,6 +236,17 @@ def test_a_trace_shows_each_copy_of_each_token(source: str) -> None:
     assert len(heads) in (2, 3, 4)
 
 
+def test_a_trace_shows_keys_and_values_that_travel() -> None:
+    offloads = engine(offload(kv="host"))
+    offloads.generate(batch_of(4), Generation(new_tokens=3))
+    with watched(offloads) as timeline:
+        offloads.generate(batch_of(4), Generation(new_tokens=3))
+    names = [span.name for span in timeline.spans() if span.layer == 1]
+    offloads.close()
+    assert names.count("save KV") == 3
+    assert names.count("fetch KV") in (2, 3, 4)
+
+
 def test_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
