@@ -5,6 +5,8 @@ heavy is imported by the command that needs it.
 """
 
 import gc
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from orchestrator.cli_options import (
     results_option,
     study_option,
 )
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, explained
 
 FORMATS = ("csv", "markdown", "latex", "json", "parquet")
 
@@ -142,15 +144,28 @@ for command in (*JOB_COMMANDS, *FIGURE_COMMANDS):
     orch.add_command(command)
 
 
+def _streams() -> None:
+    """Have all three standard streams, and none that stops at a sign it cannot show."""
+    # Else the next file opened takes a closed one's number, and what is printed goes into it.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """The `orch` program."""
+    _streams()
     try:
         orch(prog_name="orch")
     except OrchError as error:
         click.echo(f"orch: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"orch: {error}", err=True)
+        click.echo(f"orch: {explained(error)}", err=True)
         sys.exit(1)
 
 

@@ -6,6 +6,7 @@
 A message has three parts: the rule, the values found, and the way out.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -20,6 +21,23 @@ class InputError(OrchError, ValueError):
     """A grid, profile, option or file that cannot be right."""
 
     exit_code = 2
+
+
+_WAYS_OUT = {
+    errno.ENOSPC: "make room, then give the same command again",
+    errno.EDQUOT: "your quota is used up; make room, then give the same command again",
+    errno.EROFS: "another folder can be named with --results or ORCH_RESULTS",
+    errno.EACCES: "it belongs to someone else, or the folder can be named with --results",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def explained(error: OSError) -> str:
+    """What the system refused, of which file, and the way out where one is known."""
+    what = error.strerror or str(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    way = _WAYS_OUT.get(error.errno or 0)
+    return f"{where}{what}; {way}" if way else f"{where}{what}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

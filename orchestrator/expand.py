@@ -130,14 +130,22 @@ def _product(
 ) -> list[Point]:
     missing = [name for name in _NEEDED if name not in base and name not in axes]
     for name in missing:
-        document.problem(
-            ("axes",), f"{name} is missing: give it under axes or fixed", at_key=True
-        )
+        if _is_new(document, name, "axes"):
+            document.problem(
+                ("axes",),
+                f"{name} is missing: give it under axes or fixed",
+                at_key=True,
+            )
     count = prod(len(axes[group[0]]) for group in groups)
     if missing or _too_many(count, ("axes",), document):
         return []
     steps = [_together(group, axes) for group in groups]
     return [_joined(base, chosen) for chosen in product(*steps)]
+
+
+def _is_new(document: Document, name: str, *loc: str | int) -> bool:
+    """Whether nothing was said yet of the value that `name` lacks: none was written."""
+    return not (document.has((*loc, name)) or document.has(("fixed", name)))
 
 
 def _together(group: tuple[str, ...], axes: dict[str, list[Value]]) -> list[Point]:
@@ -168,9 +176,10 @@ def _included(base: Point, entry: Any, index: int, document: Document) -> list[P
     lists = lists_of(entry, document.data["include"][index], loc)
     missing = [name for name in _NEEDED if name not in base and name not in lists]
     for name in missing:
-        document.problem(
-            loc, f"{dotted(loc)}: {name} is missing: give it here or under fixed"
-        )
+        if _is_new(document, name, *loc):
+            document.problem(
+                loc, f"{dotted(loc)}: {name} is missing: give it here or under fixed"
+            )
     count = prod(len(values) for values in lists.values())
     if missing or _too_many(count, loc, document):
         return []

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from orchestrator.case import Case
 from orchestrator.cases import CaseMaker
+from orchestrator.cluster import cluster_names
 from orchestrator.errors import InputError, nearest
 from orchestrator.expand import Points, expand
 from orchestrator.grid_check import check
 from orchestrator.grid_schema import GridFile, json_schema
-from orchestrator.marked_yaml import read_marked
+from orchestrator.marked_yaml import Document, read_marked
 
 __all__ = ["Grid", "json_schema", "load_grid"]
 
@@ -53,6 +54,7 @@ def load_grid(file: Path, *, dry_run: bool = False, subset: str | None = None) -
     """
     document = read_marked(file)
     grid = check(document)
+    _check_cluster(grid, document)
     points = expand(grid, document)
     chosen = points.all
     if subset is not None and document.is_sound:
@@ -68,6 +70,21 @@ def load_grid(file: Path, *, dry_run: bool = False, subset: str | None = None) -
         text=document.text,
         notes=[*maker.notes, *again, *_unused(grid, points)],
     )
+
+
+def names_a_file(cluster: str) -> bool:
+    """Whether a cluster is given as a profile's path, not as a name."""
+    return "/" in cluster or cluster.endswith((".yaml", ".yml"))
+
+
+def _check_cluster(grid: GridFile, document: Document) -> None:
+    name = grid.cluster
+    if name is not None and not names_a_file(name) and name not in cluster_names():
+        document.problem(
+            ("cluster",),
+            f"cluster: no cluster {name!r}; {nearest(name, cluster_names())}; or give a "
+            f"profile's path",
+        )
 
 
 def _subset_name(file: Path, subset: str, points: Points) -> str:

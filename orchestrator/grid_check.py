@@ -37,14 +37,15 @@ def check(document: Document) -> GridFile:
 
 def _note(document: Document, found: ErrorDetails, removed: list[Loc]) -> Loc:
     loc = _without_branch(document, found["loc"])
+    is_key = loc[-1:] == ("[key]",)  # pydantic's word for "not the value below it"
+    loc = loc[:-1] if is_key else loc
     # What is wrong only because a part of it was taken out was noted with that part.
     if not any(gone[: len(loc)] == loc for gone in removed):
         unknown = found["type"] == "extra_forbidden"
         where = dotted(loc[:-1] if unknown else loc)
         message = _said(found, loc)
-        document.problem(
-            loc, f"{where}: {message}" if where else message, at_key=unknown
-        )
+        said = f"{where}: {message}" if where else message
+        document.problem(loc, said, at_key=unknown or is_key)
     if found["type"] == "missing":
         loc = loc[:-1]
     return _remove(document.data, _whole(loc))

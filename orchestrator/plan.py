@@ -10,7 +10,8 @@ from orchestrator.case import Case
 from orchestrator.cluster import Cluster, load_cluster
 from orchestrator.cluster_detect import detect
 from orchestrator.forecast import forecast, misfit
-from orchestrator.grid import Grid, load_grid
+from orchestrator.grid import Grid, load_grid, names_a_file
+from orchestrator.hardware import gpu_memory_bytes
 from orchestrator.ledger import Ledger
 from orchestrator.models import shape_of
 from orchestrator.runner import Runner
@@ -67,16 +68,18 @@ def target(request: Request, *, dry_run: bool) -> Target:
         InputError: one of them cannot be right.
     """
     grid = load_grid(request.grid, dry_run=dry_run, subset=request.subset)
-    study = named_study(request.results, request.study or grid.study)
-    cluster, name = _cluster(request.cluster or grid.cluster, request.pack)
-    return Target(request, grid, study, cluster, name, runner_for(cluster))
+    name = grid.study if request.study is None else request.study
+    study = named_study(request.results, name)
+    cluster, called = _cluster(request.cluster or grid.cluster, request.pack)
+    return Target(request, grid, study, cluster, called, runner_for(cluster))
 
 
 def _cluster(name: str | None, pack: int | None) -> tuple[Cluster, str]:
     name = name or detect().name
     cluster = load_cluster(name, {"pack": pack} if pack else None)
-    is_file = "/" in name or name.endswith((".yaml", ".yml"))
-    return cluster, str(Path(name).expanduser().absolute()) if is_file else name
+    if names_a_file(name):
+        name = str(Path(name).expanduser().absolute())
+    return cluster, name
 
 
 def plan(target: Target, ledger: Ledger) -> Plan:
@@ -116,7 +119,22 @@ def _misfit(cluster: Cluster, case: Case) -> str | None:
         forecast(case, shape_of(case)),
         cluster.device_memory_bytes(case),
         cluster.host_memory_bytes(case),
+        device="GPU" if _has_gpus(cluster) else "worker",
+        nodes=_fewest_nodes(cluster, case),
     )
+
+
+def _has_gpus(cluster: Cluster) -> bool:
+    if cluster.kind == "local":
+        return gpu_memory_bytes() is not None
+    return cluster.devices[cluster.device or ""].is_gpu
+
+
+def _fewest_nodes(cluster: Cluster, case: Case) -> int:
+    """Nodes that the ranks need at least."""
+    if cluster.kind == "local":
+        return 1
+    return -(-case.gpus // cluster.devices[cluster.device or ""].per_node)
 
 
 def file_plan(target: Target, plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """The command line as a shell sees it: streams, exit codes, pipes, completion, start-up."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import explained
 from tests.orchestrator.made import (
     a_case,
     a_failure,
@@ -90,6 +92,10 @@ def test_every_verb_explains_itself(verb: str) -> None:
         (["submit", "--grid", "nowhere.yaml"], "does not exist"),
         (["status", "--study", "fuor"], "did you mean 'four'"),
         (["status", "--study", "../four"], "letters, digits"),
+        (
+            ["submit", "--grid", "jobs/grids/demo.yaml", "--study", "", "--dry-run"],
+            "letters",
+        ),
         (["status", "--watch", "--json"], "not both"),
         (["collect", "--metric", "tfft_s"], "did you mean 'ttft_s'"),
         (["collect", "--format", "xml"], "'xml'"),
@@ -127,6 +133,37 @@ def test_results_that_cannot_be_written_exit_1_in_a_line(tmp_path: Path) -> None
     run = orch("submit", "--grid", str(grid), results=Path("/proc/nowhere"))
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
+
+
+def test_what_the_system_refuses_is_said_with_file_and_way_out() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "a.json")
+    assert explained(full) == (
+        "a.json: No space left on device; make room, then give the same command again"
+    )
+    assert explained(OSError(errno.EIO, "Input/output error")) == "Input/output error"
+    assert explained(OSError("odd")) == "odd"
+
+
+def test_closed_streams_are_no_error_and_catch_no_file(
+    results: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    for closed in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        line = f"{sys.executable} -m orchestrator.cli status {closed}"
+        where = os.environ | {"ORCH_RESULTS": str(results)}
+        run = subprocess.run(
+            line, shell=True, cwd=CHECKOUT, env=where, capture_output=True, text=True
+        )
+        assert (run.returncode, run.stderr) == (0, "")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_terminal_without_a_sign_gets_its_code(tmp_path: Path) -> None:
+    cases = [a_case(seed=seed) for seed in range(30)]
+    a_study(tmp_path, cases)
+    run = orch("status", results=tmp_path, PYTHONIOENCODING="ascii")
+    assert run.returncode == 0
+    assert "\\u2026 and 5 more" in run.stdout
 
 
 def test_status_groups_counts_and_gives_reasons(results: Path) -> None:

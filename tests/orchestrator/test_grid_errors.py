@@ -66,6 +66,43 @@ cluser: sol
     assert "unknown key 'cluser'; did you mean 'cluster'?" in lines[11]
 
 
+def test_an_unknown_cluster_is_told_with_the_others(tmp_path: Path) -> None:
+    text = HEAD + "cluster: lokal\naxes: {model: toy, strategy: model, gpus: 9}\n"
+    lines = said(tmp_path, text)
+    assert lines[0].startswith(
+        "2:10: cluster: no cluster 'lokal'; did you mean 'local'?"
+    )
+    assert lines[0].endswith("or give a profile's path")
+    assert "9 stages for 4 layers" in lines[1]
+
+
+def test_a_profile_s_path_is_no_unknown_cluster(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    end = "axes: {model: toy, strategy: single, gpus: 1}\n"
+    for name in ("mine.yaml", "~/clusters/mine"):
+        file.write_text(f"{HEAD}cluster: {name}\n{end}")
+        assert load_grid(file).cluster == name
+
+
+def test_a_name_that_cannot_be_one_is_called_by_it_alone(tmp_path: Path) -> None:
+    text = f"models: {{'<b>': {{random: {TOY}}}}}\n"
+    text += "axes: {model: llama-2-7b, strategy: single, gpus: 1}\n"
+    (line,) = said(tmp_path, text, dry_run=True)
+    assert line.startswith("1:10: models.<b>: must be letters")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "axes: {model: [], strategy: single, gpus: 1}",
+        "fixed: {model: '<b>'}\naxes: {strategy: single, gpus: 1}",
+        "fixed: {strategy: single, gpus: 1}\ninclude: [{model: 7}]",
+    ],
+)
+def test_what_was_refused_is_not_missing_too(tmp_path: Path, text: str) -> None:
+    assert len(said(tmp_path, HEAD + text)) == 1
+
+
 def test_mistakes_of_spelling_do_not_hide_impossible_combinations(
     tmp_path: Path,
 ) -> None:
