@@ -21,7 +21,7 @@ from kernels.offload_plan import Unit
 from kernels.slot_ring import Event, Queue
 from kernels.timeline import OFF, Timeline
 
-READ_THREADS = 4 if len(os.sched_getaffinity(0)) < 8 else 8
+READ_THREADS = 4 if (os.cpu_count() or 1) < 8 else 8
 """Blocks in flight. Four fill one NVMe disk; several disks behind one name take more."""
 _STAGING_BLOCKS = 2
 """Per thread: one is read into while the other is copied to the GPU."""
