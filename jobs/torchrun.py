@@ -41,7 +41,8 @@ def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
 
     Every line that a rank writes comes out with `[rank0]:` before it; one rank's death ends all.
     """
-    meeting = ["--standalone"]  # a free port of this machine
+    # A free port of this machine, whose own name need not resolve on it.
+    meeting = ["--standalone", "--local-addr=127.0.0.1"]
     if nodes.count > 1:
         meeting = [
             "--rdzv-backend=c10d",

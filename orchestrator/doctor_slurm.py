@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator.checkout import checkout
 from orchestrator.cluster import Cluster
 from orchestrator.findings import Finding, bad, good, odd
+from orchestrator.resources import routes_for
 from orchestrator.slurm_submit import clean_environment
 from orchestrator.slurm_words import way_out
 
@@ -57,11 +58,7 @@ def _accounting() -> Iterator[Finding]:
 def _partitions(cluster: Cluster) -> Iterator[Finding]:
     answered, said = _say("sinfo", "-h", "-o", "%R")
     known = set(said.split()) if answered else set()
-    wanted = {
-        route.partition
-        for route in cluster.routes
-        if route.partition and not route.on_request
-    }
+    wanted = {route.partition for route in routes_for(cluster) if route.partition}
     if unknown := sorted(wanted - known):
         yield odd(
             f"the profile sends jobs to {', '.join(unknown)}, which sinfo does not show here "
@@ -110,7 +107,7 @@ def _try_job(cluster: Cluster, results: Path) -> Finding:
     results.mkdir(parents=True, exist_ok=True)
     seen = results / f".orch-doctor-{uuid.uuid4().hex[:8]}"
     python = shlex.quote(cluster.python or sys.executable)
-    route = next((each for each in cluster.routes if not each.on_request), None)
+    route = next(iter(routes_for(cluster)), None)
     options = [
         *([f"--partition={route.partition}"] if route and route.partition else []),
         *([f"--qos={route.qos}"] if route and route.qos else []),

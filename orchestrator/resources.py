@@ -74,31 +74,30 @@ def _nodes(gpus: int, device: Device) -> int:
     )
 
 
-def _route(cluster: Cluster, time_s: int, nodes: int) -> Route:
+def routes_for(cluster: Cluster) -> list[Route]:
+    """Where jobs of the cluster's device may go, in the order they are tried.
+
+    What is only on request goes where its partition or QOS is named; a device that has
+    partitions of its own goes to no other.
+    """
     named = cluster.partition or cluster.qos
-    open_to_all = [
+    fitting = [
         route
         for route in cluster.routes
         if (named or not route.on_request)
         and cluster.partition in (None, route.partition)
         and cluster.qos in (None, route.qos)
         and (route.devices is None or cluster.device in route.devices)
-        and (named or _is_general(cluster, route))
     ]
-    for route in open_to_all:
+    return [route for route in fitting if route.devices] or fitting
+
+
+def _route(cluster: Cluster, time_s: int, nodes: int) -> Route:
+    routes = routes_for(cluster)
+    for route in routes:
         if time_s <= route.max_time_s and nodes <= (route.max_nodes or nodes):
             return route
-    raise InputError(_no_route(cluster, open_to_all, time_s, nodes))
-
-
-def _is_general(cluster: Cluster, route: Route) -> bool:
-    # A partition made for this device alone goes before one that takes all.
-    own = [
-        each
-        for each in cluster.routes
-        if each.devices and cluster.device in each.devices and not each.on_request
-    ]
-    return not own or route in own
+    raise InputError(_no_route(cluster, routes, time_s, nodes))
 
 
 def _no_route(cluster: Cluster, routes: list[Route], time_s: int, nodes: int) -> str:
