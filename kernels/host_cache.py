@@ -21,6 +21,9 @@ from kernels.offload_fetch import Parts
 from kernels.slot_ring import Event, SlotRing
 from kernels.timeline import OFF, Timeline
 
+SLOTS = 2
+"""Layers whose keys and values are on the device at once."""
+
 
 class HostLane(Lane):
     """A lane whose keys and values are on the device only while their layer computes."""
@@ -71,7 +74,7 @@ class HostCache:
         num_bytes = torch.Size(self._size).numel() * dtype.itemsize
         self._copier = _Copier(layers, num_bytes, device)
         # A layer must not be fetched for the next token before this token's keys are saved.
-        depth = min(2, len(layers))
+        depth = min(SLOTS, len(layers))
         with torch.inference_mode(mode=False):
             slots = torch.empty(depth * num_bytes, dtype=torch.uint8, device=device)
         sizes = [num_bytes] * len(layers)

@@ -18,7 +18,7 @@ from kernels.cache import Step, slots_for
 from kernels.device_budget import DeviceBudget
 from kernels.engine import OnToken, SequentialEngine, ignore
 from kernels.generate import Batch, Generation
-from kernels.host_cache import HostLane
+from kernels.host_cache import SLOTS, HostLane
 from kernels.layer_store import Store
 from kernels.offload_modules import GatheredEmbedding, LentLinear, lent
 from kernels.offload_plan import (
@@ -147,25 +147,29 @@ class OffloadEngine(SequentialEngine):
 
     def logits(self, batch: Batch) -> Tensor:
         """The logits [B, T, V] of whole prompts, on the CPU and the same on every rank."""
+        self._lane = None  # two caches at a time are in no plan
         self._make_room(batch, 0)
         return super().logits(batch)
 
     def _make_room(self, batch: Batch, new_tokens: int) -> None:
         """Keep fewer layers resident, or fewer on their way, where the batch needs the memory."""
-        rows = len(self._rows(batch))
-        width = self.dtype.itemsize
+        rows, width = len(self._rows(batch)), self.dtype.itemsize
         working = working_bytes(self.placement, self.shape, rows, batch.length, width)
         slots = slots_for(batch.length + new_tokens)
-        on_gpu = self.device.type == "cuda"
-        travels = on_gpu and self.strategy.kv == "host"
-        layers = 2 if travels else len(self.placement.layers)
-        heads = len(self.placement.kv_heads)
-        working += 2 * layers * rows * heads * slots * self.shape.head_dim * width
+        per_layer = 2 * rows * slots * len(self.placement.kv_heads)
+        working += self._layers_cached() * per_layer * self.shape.head_dim * width
         if new_tokens == 0:
             working += 3 * rows * batch.length * self.shape.vocab_size * 4
         available = self._budget.available_bytes(working)
         if available is not None and self.streamer.plan.device_bytes > available:
             self.streamer.change(self._plan(working))
+
+    def _layers_cached(self) -> int:
+        """Layers whose keys and values take the device's memory; a CPU's host memory is its own."""
+        if self.strategy.kv == "device":
+            return len(self.placement.layers)
+        on_host = self.device.type == "cpu"
+        return SLOTS + (len(self.placement.layers) if on_host else 0)
 
     def close(self) -> None:
         """Free the groups, memory and files; the engine is of no use afterwards."""
