@@ -1,5 +1,6 @@
 """`orch doctor`: is everything here that a study needs? Looks, changes nothing, says what to do."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -139,8 +140,9 @@ def _cannot_file(folder: Path) -> str | None:
     except OSError as error:
         return str(error)
     finally:
-        first.unlink(missing_ok=True)
-        second.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            second.unlink(missing_ok=True)
+            first.unlink(missing_ok=True)
     return None
 
 

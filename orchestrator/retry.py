@@ -101,15 +101,16 @@ def retry(
 def _sort(failed: list[Standing], choice: Choice, change: Change) -> _Sorted:
     split = _Sorted()
     for each in failed:
-        why_not = _why_not(each, choice, change)
-        if why_not:
-            split.left.append(f"{each.case_id}: {why_not}")
+        reason = why_not(each, choice, change)
+        if reason:
+            split.left.append(f"{each.case_id}: {reason}")
         else:
             split.again.append(each)
     return split
 
 
-def _why_not(each: Standing, choice: Choice, change: Change) -> str | None:
+def why_not(each: Standing, choice: Choice, change: Change) -> str | None:
+    """Why the case is not run again, or None: it is."""
     cause = each.cause or "unknown"
     if change.anyway or (each.status == "lost" and cause not in _MENDED_BY):
         return None

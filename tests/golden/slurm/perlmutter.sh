@@ -1,0 +1,33 @@
+#!/bin/bash
+# Study report: 1 case
+# Written by orch. By hand, in the folder of this file:
+#     sbatch job.sh
+#     SLURM_ARRAY_TASK_ID=0 bash job.sh      # one of its 3 jobs, without Slurm
+#SBATCH --job-name=orch-KEY
+#SBATCH --comment=orch:KEY
+#SBATCH --array=0-2%3
+#SBATCH --account=m1234_g
+#SBATCH --qos=regular
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=128
+#SBATCH --constraint=gpu
+#SBATCH --time=00:30:00
+#SBATCH --output=%A_%a_0_log.out
+#SBATCH --open-mode=append
+#SBATCH --gpus-per-node=2
+#SBATCH --exclusive
+#SBATCH --gpu-bind=none
+
+# What an allocation around `orch submit` may have left.
+unset "${!SBATCH_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
+# srun of Slurm 22.05 to 23.02 does not take it over from sbatch.
+export SRUN_CPUS_PER_TASK=128
+export PYTHONPATH=/checkout
+
+pack=pack-${SLURM_ARRAY_TASK_ID:?which of the packs 0 to 2}.json
+if [ -n "$SLURM_JOB_ID" ]; then
+    # How jobs.launch starts a case's workers: a step of their own, which ends as one.
+    export ORCH_SRUN='srun --kill-on-bad-exit=1 --wait=60 --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=128'
+fi
+exec /env/bin/python -m jobs.launch "$pack"
