@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.gpu_hours import gpu_hours
 from orchestrator.standing import Standing, Status
 
 STYLES: dict[Status, str] = {
@@ -71,15 +72,27 @@ def note(each: Standing) -> str:
         share = (
             f", {100 * beat.done // beat.total} %" if beat.done and beat.total else ""
         )
-        return f"{beat.phase}{share}"
+        unsure = f"; {each.evidence[0]}" if each.evidence else ""
+        return _printable(f"{beat.phase}{share}{unsure}")
     words = [each.cause] if each.cause and each.cause != each.status else []
     words += each.evidence[:1]
     text = ": ".join(words)
     if each.status == "lost" and each.remedy:
         text += f"; {each.remedy}"
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
     line = " ".join(text.split())[:400]
     # Log lines can hold a terminal's control sequences.
     return "".join(sign for sign in line if sign.isprintable())
+
+
+def took(each: Standing) -> str:
+    """How long it took; of what runs under a limit, how long it may."""
+    limit_s = each.job.limit_s if each.job and each.status == "running" else None
+    of = f" of {duration(limit_s)}" if limit_s and each.elapsed_s is not None else ""
+    return duration(each.elapsed_s) + of
 
 
 def sections(title: str, found: Sequence[Standing]) -> RenderableType:
@@ -93,10 +106,15 @@ def sections(title: str, found: Sequence[Standing]) -> RenderableType:
         for each in rows[:ROWS_PER_STATUS]:
             table.add_row(
                 Text(status, style), escape(each.case_id),
-                duration(each.elapsed_s), escape(note(each)),
+                took(each), escape(note(each)),
             )  # fmt: skip
         if len(rows) > ROWS_PER_STATUS:
             more = f"… and {len(rows) - ROWS_PER_STATUS} more; --json lists all"
             table.add_row(Text(status, style), more)
-    summary = Text.assemble((title, "bold"), f": {len(found)} cases: {counts(found)}")
+    hours = gpu_hours(found)
+    summary = Text.assemble(
+        (title, "bold"),
+        f": {len(found)} cases: {counts(found)}",
+        f"; {hours}" if hours else "",
+    )
     return Group(table, summary) if found else summary
