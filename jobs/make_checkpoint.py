@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,13 @@ def shape_from(like: str | None, options: dict[str, Any]) -> ModelShape:
     base = TOY if like is None else KNOWN[like]
     given = {name: value for name, value in options.items() if value is not None}
     factor = given.pop("rope_factor", None)
-    if factor is not None:
-        given["rope_scaling"] = RopeScaling(factor=factor)
     if given.keys() & {"dim", "n_heads"} and "head_dim" not in given:
         given["head_dim"] = 0
     if "n_heads" in given:
         given.setdefault("n_kv_heads", given["n_heads"])
-    unknown = given.keys() - {field.name for field in fields(ModelShape)}
-    assert not unknown, unknown
     try:
+        if factor is not None:
+            given["rope_scaling"] = RopeScaling(factor=factor)
         return replace(base, **given)
     except ShapeError as error:
         raise InputError(str(error)) from error
@@ -87,6 +85,11 @@ def make_checkpoint(
     Raises:
         InputError: something is there already, or the format cannot express what is asked.
     """
+    if format == "hf" and shards != 1:
+        raise InputError(
+            f"Hugging Face's files are cut by size, not into {shards}: take --max-shard-size, "
+            f"or --format meta"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
             f"{folder} exists and is not empty; remove it or name another folder"
@@ -159,7 +162,7 @@ class _Watched:
     default="bfloat16",
     show_default=True,
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option(
     "--shards",
     type=click.IntRange(1, 99),

@@ -23,6 +23,27 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_seq_len: int = 8192
 
+    def __post_init__(self) -> None:
+        _must_be_positive(self, "factor", "low_freq_factor", "original_max_seq_len")
+        if not self.low_freq_factor < self.high_freq_factor < float("inf"):
+            raise ShapeError(
+                f"high_freq_factor must be more than low_freq_factor, "
+                f"got {self.high_freq_factor} and {self.low_freq_factor}"
+            )
+
+
+def _must_be_positive(of: object, *names: str) -> None:
+    for name in names:
+        value = getattr(of, name)
+        if not 0 < value < float("inf"):  # nor NaN
+            least = "at least 1" if isinstance(value, int) else "above 0 and finite"
+            raise ShapeError(f"{name} must be {least}, got {value}")
+
+
+_COUNTS = (
+    "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "max_seq_len",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
@@ -48,18 +69,9 @@ class ModelShape:
     """A query sees itself and this many - 1 positions before it (Mistral v0.1)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "dim",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "ffn_dim",
-            "vocab_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ShapeError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
+        _must_be_positive(self, *_COUNTS, "norm_eps", "rope_theta")
+        if self.sliding_window is not None:
+            _must_be_positive(self, "sliding_window")
         if self.n_heads % self.n_kv_heads:
             raise ShapeError(
                 f"n_heads must be a multiple of n_kv_heads, "
@@ -72,7 +84,7 @@ class ModelShape:
                     f"got {self.dim} and {self.n_heads}"
                 )
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
-        if self.head_dim % 2:
+        if self.head_dim % 2 or self.head_dim < 0:
             raise ShapeError(
                 f"head_dim must be even for rotary positions, got {self.head_dim}"
             )

@@ -220,6 +220,24 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--shards", "2"], "--max-shard-size"),
+        (["--seed", "-1"], "-1 is not in the range"),
+        (["--rope-factor", "-8"], "factor must be above 0 and finite, got -8.0"),
+        (["--norm-eps", "nan"], "norm_eps must be above 0 and finite, got nan"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, options: list[str], said: str
+) -> None:
+    result = run(str(tmp_path / "new"), "--format", "hf", *options)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert not any(tmp_path.iterdir())
+
+
 def test_options_go_over_the_named_shape() -> None:
     assert shape_from("llama-2-7b", {"n_layers": 2, "dim": None}).n_layers == 2
     shape = shape_from("llama-2-7b", {"dim": 512, "n_heads": 8})

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from kernels.shapes import (
     DTYPE_BYTES,
     KNOWN,
     ModelShape,
+    RopeScaling,
     ShapeError,
     kv_bytes_per_token,
     layer_tensors,
@@ -99,14 +101,42 @@ def test_head_dim_follows_from_dim_unless_given() -> None:
         ({"n_kv_heads": 3}, "n_heads must be a multiple of n_kv_heads, got 4 and 3"),
         ({"dim": 30}, "dim must be a multiple of n_heads unless head_dim is given"),
         ({"head_dim": 7}, "head_dim must be even for rotary positions, got 7"),
+        ({"head_dim": -2}, "head_dim must be even"),
+        ({"dim": -4}, "dim must be at least 1, got -4"),
+        ({"max_seq_len": 0}, "max_seq_len must be at least 1, got 0"),
+        ({"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
+        ({"norm_eps": float("nan")}, "norm_eps must be above 0 and finite, got nan"),
+        ({"norm_eps": -1e-5}, "norm_eps must be above 0"),
+        (
+            {"rope_theta": float("inf")},
+            "rope_theta must be above 0 and finite, got inf",
+        ),
     ],
 )
 def test_a_shape_that_contradicts_itself_is_refused(
-    change: dict[str, int], says: str
+    change: dict[str, Any], says: str
 ) -> None:
     sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 8}
     with pytest.raises(ShapeError, match=says):
         ModelShape(**({"vocab_size": 9} | sizes | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"factor": -1.0}, "factor must be above 0 and finite, got -1.0"),
+        ({"original_max_seq_len": 0}, "original_max_seq_len must be at least 1"),
+        (
+            {"high_freq_factor": 1.0},
+            "high_freq_factor must be more than low_freq_factor",
+        ),
+    ],
+)
+def test_a_stretching_that_cannot_be_is_refused(
+    change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ShapeError, match=says):
+        RopeScaling(**({"factor": 8.0} | change))
 
 
 def test_shapes_and_placements_need_no_torch() -> None:
