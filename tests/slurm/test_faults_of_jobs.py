@@ -3,9 +3,12 @@
 import json
 import shutil
 import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import install
 from site_of_tests import Site
 
 
@@ -236,3 +239,25 @@ def test_a_study_whose_jobs_folder_was_lost_still_tells_what_is_done(
     site.drained()
     shutil.rmtree(site.box.results / "quick/jobs")
     assert row(site)["status"] == "ok"
+
+
+@pytest.mark.parametrize("skew", ["+3h", "-3h"])
+def test_a_node_whose_clock_is_wrong_loses_and_doubles_nothing(
+    accounted_site: Site, skew: str
+) -> None:
+    site = accounted_site
+    install({"faketime": "faketime"})
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": skew, "QUICK_CASE_S": "3"}
+    one_case(site, environment=wrong)
+    site.all_run(1)
+    assert row(site)["status"] == "running"
+    site.drained()
+    record = json.loads(site.box.records()[0].read_text())
+    began = datetime.fromisoformat(record["started_at"])
+    assert abs(datetime.now(UTC) - began) > timedelta(hours=2), "the clock was right"
+    found = row(site)
+    assert found["status"] == "ok"
+    assert 0 < found["elapsed_s"] < 600
+    assert site.box.submit().returncode == 0
+    site.each_ran_once()

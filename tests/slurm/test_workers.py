@@ -163,6 +163,7 @@ def test_a_killed_rank_ends_its_case_within_seconds_and_not_the_next(
     assert (killed["status"], well["status"]) == ("failed", "ok")
     assert any("SIGKILL" in line or "signal 9" in line.lower() or "-9" in line
                for line in killed["evidence"]), killed  # fmt: skip
+    assert "SIGKILL" in desk.orch("logs", killed["case_id"])
     assert desk.leavings() == []
 
 
