@@ -41,18 +41,13 @@ def cancel(
             talk().print("nothing to cancel: none of these cases waits or runs")
             return 0
         jobs = _jobs(active)
-        cases = [
-            each for each in found if each.job_id in jobs and each in _alive(found)
-        ]
+        alive = of_status(found, "pending", "running")
+        cases = [each for each in alive if each.job_id in jobs]
         what = f"cancel {len(jobs)} jobs with {len(cases)} cases"
         agree(what, len(cases), yes=yes, confirm=confirm)
         _end(study, jobs)
     talk().print(f"cancelled {len(jobs)} jobs with {len(cases)} cases")
     return 0
-
-
-def _alive(found: list[Standing]) -> list[Standing]:
-    return of_status(found, "pending", "running")
 
 
 def _jobs(active: list[Standing]) -> dict[str, Standing]:

@@ -9,6 +9,7 @@ becomes `jobs.launch` by exec: its process, known by number and start time, is t
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -182,5 +183,17 @@ def _last_words(folder: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         if said:
-            return f"{said[-1][:300]} ({log})"
+            return f"{_telling(said)[:300]} ({log})"
     return f"see {folder}"
+
+
+_ENDED = re.compile(r"CalledProcessError: .* (died with|returned non-zero) (.+)\.$")
+
+
+def _telling(said: list[str]) -> str:
+    # submitit ends with the bare name of its error where the job itself wrote nothing
+    if said[-1].endswith(".FailedJobError"):
+        found = next(filter(None, map(_ENDED.search, said)), None)
+        if found is not None:
+            return f"its process {found[1]} {found[2]}"
+    return said[-1]

@@ -226,13 +226,14 @@ def _lost(
     asked: Asked | None,
     state: JobState | None,
 ) -> Standing:
-    said = f": {state.reason}" if state and state.reason else ""
-    why = files.damage or f"its job ended without a record{said}"
+    cancelled = asked is not None and asked.job_id in asked.submission.cancelled
+    known = "cancelled" if cancelled else state.cause if state else None
+    why = files.damage or _how_it_ended(cancelled, state)
     return Standing(
         case_id=case_id,
         status="lost",
         case=case,
-        cause=(state.cause if state else None) or "lost",
+        cause=known or "lost",
         evidence=(why,),
         remedy="`orch submit` with the same grid runs it again",
         retryable=True,
@@ -241,3 +242,10 @@ def _lost(
         elapsed_s=state.elapsed_s if state else None,
         job=state,
     )
+
+
+def _how_it_ended(cancelled: bool, state: JobState | None) -> str:
+    if cancelled:
+        return "`orch cancel` ended its job"
+    said = f": {state.reason}" if state and state.reason else ""
+    return f"its job ended without a record{said}"

@@ -110,6 +110,7 @@ def test_a_killed_job_is_lost_and_submit_makes_it_good(sandbox: Sandbox) -> None
     launch.kill()
     wait_until(lambda: statuses(sandbox) == ["lost"] * 4, "it is known to be lost")
     said = sandbox.orch("status").stdout
+    assert "its process died with <Signals.SIGKILL: 9>" in said
     assert "`orch submit` with the same grid runs it again" in said
     again = sandbox.submit("--wait", QUICK_CASE_S="0")
     assert again.returncode == 0, again.stderr

@@ -146,6 +146,15 @@ def test_what_the_scheduler_proves_of_a_lost_job_is_its_cause(study: Study) -> N
     assert stands(study, job("ended", cause="node_fail")).cause == "node_fail"
 
 
+def test_what_orch_cancel_ended_is_said_to_be_cancelled(study: Study) -> None:
+    submitted(study)
+    LedgerWriter(study.ledger_file).cancel("key", ["j"])
+    found = stands(study, job("ended", reason="some words of submitit"))
+    assert (found.status, found.cause) == ("lost", "cancelled")
+    assert found.evidence == ("`orch cancel` ended its job",)
+    assert found.retryable
+
+
 def test_a_damaged_record_is_lost_and_never_a_success(study: Study) -> None:
     submitted(study)
     text = a_record(CASE).model_dump_json()
