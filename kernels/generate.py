@@ -111,7 +111,9 @@ class NewTokens:
         self.last_B = torch.zeros_like(self.row_B)
         """What the next step reads."""
         self._ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        self._eos_E = torch.tensor(generation.eos_ids, dtype=torch.int64, device=device)
+        # Only where it is asked for: it comes from the host, which waits for the device.
+        eos_ids = generation.eos_ids if generation.stop_at_eos else ()
+        self._eos_E = torch.tensor(eos_ids, dtype=torch.int64, device=device)
 
     def append(self, ids_B: Tensor) -> None:
         """Add each row's next token; an ended row gets `NOTHING`, whatever was chosen for it."""

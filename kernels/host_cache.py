@@ -115,14 +115,13 @@ class _Copier:
             self._fetching = torch.cuda.Stream(device)
             self._saving = torch.cuda.Stream(device)
 
-    def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
+    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
         """Begin to copy a layer's cache into `slot` after `after`."""
         if not self._on_gpu:
             with self._span("fetch KV", unit):
                 slot.copy_(self._host[unit])
             return Parts.issued(None)
-        if after is not None:
-            wait_on(self._fetching, after)
+        wait_on(self._fetching, after)
         with torch.cuda.stream(self._fetching), self._span("fetch KV", unit):
             event = copy_on(self._fetching, slot, self._host[unit])
         return Parts.issued(event)

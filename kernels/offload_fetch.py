@@ -80,13 +80,12 @@ class HostToCpu(_Fetcher):
         self._store = store
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload-copy")
 
-    def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
+    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
         """Begin to copy a unit into `slot` after `after`."""
         return Parts([self._thread.submit(self._copy, unit, slot, after)])
 
-    def _copy(self, unit: int, slot: Tensor, after: Event | None) -> None:
-        if after is not None:
-            after.synchronize()
+    def _copy(self, unit: int, slot: Tensor, after: Event) -> None:
+        after.synchronize()
         with self._span(self._units[unit]):
             slot.copy_(self._store.flat(self._units[unit]))
 
@@ -105,10 +104,9 @@ class HostToCuda(_Fetcher):
         self._store = store
         self._stream = torch.cuda.Stream(device)
 
-    def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
+    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
         """Begin to copy a unit into `slot` after `after`."""
-        if after is not None:
-            wait_on(self._stream, after)
+        wait_on(self._stream, after)
         source = self._store.flat(self._units[unit])
         with torch.cuda.stream(self._stream), self._span(self._units[unit]):
             event = copy_on(self._stream, slot, source)
@@ -136,9 +134,9 @@ class FromFiles(_Fetcher):
         self._own = threading.local()
         self._staging: list[_Staging] = []
 
-    def start(self, unit: int, slot: Tensor, after: Event | None) -> Parts:
+    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
         """Begin to copy a unit into `slot` after `after`."""
-        into: Callable[[Unit, int, Tensor, Event | None], Event | None]
+        into: Callable[[Unit, int, Tensor, Event], Event | None]
         into = self._to_cuda if self._device.type == "cuda" else self._to_cpu
         blocks = _blocks(slot, self._store.block_bytes)
         whole = _Shared(self._span(self._units[unit]), len(blocks))
@@ -149,21 +147,15 @@ class FromFiles(_Fetcher):
 
         return Parts([self._threads.submit(fetch, *block) for block in blocks])
 
-    def _to_cpu(
-        self, unit: Unit, start: int, part: Tensor, after: Event | None
-    ) -> None:
-        if after is not None:
-            after.synchronize()
+    def _to_cpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
+        after.synchronize()
         self._store.read_block(unit, start, memory_of(part))
 
-    def _to_cuda(
-        self, unit: Unit, start: int, part: Tensor, after: Event | None
-    ) -> Event:
+    def _to_cuda(self, unit: Unit, start: int, part: Tensor, after: Event) -> Event:
         staging = self._own_staging()
         block = staging.next_free()[: len(part)]
         self._store.read_block(unit, start, memory_of(block))
-        if after is not None:
-            wait_on(staging.stream, after)
+        wait_on(staging.stream, after)
         return staging.copied(copy_on(staging.stream, part, block))
 
     def _own_stream(self) -> AbstractContextManager[object]:

@@ -118,8 +118,9 @@ class Streamer:
 
     def _fetched(self, name: str) -> Tensor:
         flat = device_bytes(self._by_name[name].num_bytes, self._device)
-        arrival = self._fetch.start(self._turns[name], flat, None)
-        arrival.wait(queue_of(self._device))
+        queue = queue_of(self._device)
+        arrival = self._fetch.start(self._turns[name], flat, queue.record())
+        arrival.wait(queue)
         return flat
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class Arrival(Protocol):
 class Fetch(Protocol):
     """Brings units into slots."""
 
-    def start(self, unit: int, slot: Tensor, after: Event | None) -> Arrival:
+    def start(self, unit: int, slot: Tensor, after: Event) -> Arrival:
         """Begin to copy a unit into `slot`, a flat uint8 tensor of its size, after `after`."""
 
     def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
@@ -92,8 +92,8 @@ class SlotRing:
         self._queue = queue
         self._live: deque[_Live] = deque()
         self._next = 0
-        # The latest such point implies all earlier ones.
-        self._free: Event | None = None
+        # What had the memory before may still compute; later points imply the earlier ones.
+        self._free = queue.record()
 
     def start(self) -> None:
         """Fetch as many units as there is room for."""

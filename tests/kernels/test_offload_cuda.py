@@ -94,8 +94,8 @@ def test_the_measure_notices_a_copy_that_does_not_wait(
     fetch = HostToCuda(store, UNITS, GPU)
     right = fetch.start
 
-    def hasty(unit: int, slot: torch.Tensor, after: Event | None) -> object:
-        return right(unit, slot, None)
+    def hasty(unit: int, slot: torch.Tensor, after: Event) -> object:
+        return right(unit, slot, torch.cuda.Event())  # of nothing
 
     monkeypatch.setattr(fetch, "start", hasty)
     assert wrong_tensors(fetch, 2, cuda)

@@ -59,13 +59,13 @@ class SlowFetch:
         self.started: list[int] = []
         self.broken: set[int] = set()
 
-    def start(self, unit: int, slot: Tensor, after: Event | None) -> "SlowFetch._Way":
+    def start(self, unit: int, slot: Tensor, after: Event) -> "SlowFetch._Way":
         self.started.append(unit)
         delay = self._random.random() * 0.004
         return self._Way(self._threads.submit(self._copy, unit, slot, after, delay))
 
-    def _copy(self, unit: int, slot: Tensor, after: Event | None, delay: float) -> None:
-        if after is not None and not self._forgets:
+    def _copy(self, unit: int, slot: Tensor, after: Event, delay: float) -> None:
+        if not self._forgets:
             after.synchronize()
         if unit in self.broken:
             raise OSError(f"unit {unit} is broken")
@@ -134,6 +134,16 @@ def test_without_the_event_from_computation_to_copy_this_would_show() -> None:
     queue = SlowQueue()
     fetch = SlowFetch(forgets_to_wait=True)
     assert wrong_reads(new_ring(2, fetch, queue), queue, passes=6) > 0
+
+
+def test_the_first_copy_waits_for_what_still_computes_with_the_memory() -> None:
+    queue, fetch = SlowQueue(), SlowFetch()
+    memory = torch.zeros(ring_bytes(SIZES, 2), dtype=torch.uint8)
+    seen: list[Tensor] = []
+    queue.issue(lambda: (time.sleep(0.05), seen.append(memory.clone())))
+    SlotRing(SIZES, memory, 2, fetch, queue).start()
+    queue.record().synchronize()
+    assert not seen[0].any()
 
 
 def test_after_the_last_unit_the_first_one_is_fetched_for_the_next_token() -> None:
