@@ -59,6 +59,8 @@ class Plan:
     """Case id → why it cannot fit."""
     todo: tuple[Case, ...]
     """What is to be submitted."""
+    others: int = 0
+    """Cases that the study has of earlier grids."""
 
 
 def target(request: Request, *, dry_run: bool) -> Target:
@@ -103,7 +105,7 @@ def plan(target: Target, ledger: Ledger) -> Plan:
     ]
     pruned = _cannot_fit(target.cluster, missing)
     todo = tuple(case for case in missing if case.case_id not in pruned)
-    return Plan(standing, pruned, todo)
+    return Plan(standing, pruned, todo, len(known - cases.keys()))
 
 
 def _cannot_fit(cluster: Cluster, cases: list[Case]) -> dict[str, str]:

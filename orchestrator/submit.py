@@ -112,7 +112,13 @@ def _summary(aim: Target, plans: Plan) -> str:
         f"{active} pending or running" if active else "",
         f"{len(plans.pruned)} cannot fit" if plans.pruned else "",
     ]
-    return f"{aim.study.name}: {len(found)} cases: {', '.join(filter(None, parts))}"
+    summary = f"{aim.study.name}: {len(found)} cases: {', '.join(filter(None, parts))}"
+    if plans.others and aim.request.subset is None:
+        summary += (
+            f"; the study keeps {plans.others} more, of earlier grids (--study NAME keeps "
+            f"grids apart)"
+        )
+    return summary
 
 
 def _table(plans: Plan) -> Table:

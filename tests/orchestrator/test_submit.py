@@ -44,6 +44,18 @@ def test_only_what_is_missing_runs_again(sandbox: Sandbox) -> None:
     assert (gone.parent / "attempt-2" / "record.json").exists()
 
 
+def test_an_edited_grid_says_that_earlier_cases_stay(sandbox: Sandbox) -> None:
+    first = sandbox.submit("--wait")
+    assert "earlier grids" not in first.stderr
+    text = sandbox.grid.read_text()
+    sandbox.grid.write_text(text.replace("gpus: [1, 2]", "gpus: [2, 4]"))
+    for more in (["--dry-run"], ["--wait"]):
+        said = sandbox.submit(*more).stderr
+        assert "4 cases: 2 to submit" in said
+        assert "the study keeps 2 more, of earlier grids" in said
+    assert len(rows_of(sandbox)) == 6
+
+
 def test_a_half_written_record_is_no_success_and_runs_again(sandbox: Sandbox) -> None:
     sandbox.submit("--wait")
     torn = sandbox.records()[0]
