@@ -43,8 +43,8 @@ def batch_of(
     is longer than `prompt_tokens` keeps its begin token and its end, where the question stands.
 
     Raises:
-        InputError: no tokenizer for prompts of a file, a file that is not Alpaca's schema, or ids
-            that the model does not have.
+        InputError: no tokenizer for prompts of a file, a file that is not Alpaca's schema, ids
+            that the model does not have, or more tokens than it has positions.
     """
     count = case.spread.sequences(case.batch_size)
     if case.prompts == RANDOM:
@@ -57,7 +57,14 @@ def batch_of(
             f"the tokenizer gives ids up to {highest}, but {case.model} knows only "
             f"{shape.vocab_size}; put the tokenizer of this model beside it"
         )
-    return Batch.of(prompts, case.prompt_tokens), [len(ids) for ids in prompts]
+    batch = Batch.of(prompts, case.prompt_tokens)
+    if batch.length + case.new_tokens > shape.max_seq_len:
+        raise InputError(
+            f"prompt and new tokens must fit the {shape.max_seq_len} positions of {case.model}, "
+            f"got {batch.length} + {case.new_tokens}; set prompt_tokens to what longer prompts "
+            f"are cut to, or take fewer new_tokens"
+        )
+    return batch, [len(ids) for ids in prompts]
 
 
 def read_prompts(file: Path, count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,16 @@ def test_the_tokenizer_of_a_larger_model_is_refused(tokenizer: Tokenizer) -> Non
     )
     with pytest.raises(InputError, match="toy knows only 300"):
         batch_of(case(), tokenizer, small)
+
+
+def test_prompts_longer_than_the_model_s_context_are_refused(
+    tokenizer: Tokenizer,
+) -> None:
+    longest = batch_of(case(), tokenizer, SHAPE)[0].length
+    fits = replace(SHAPE, max_seq_len=longest + 128)
+    assert batch_of(case(), tokenizer, fits)[0].length == longest
+    with pytest.raises(InputError, match=rf"got {longest} \+ 129; set prompt_tokens"):
+        batch_of(case(new_tokens=129), tokenizer, fits)
 
 
 def test_random_prompts_are_a_function_of_the_seed() -> None:
