@@ -14,6 +14,7 @@ from orchestrator.standing import Standing
 from orchestrator.status import look
 from orchestrator.studies import find_study
 from orchestrator.study import Study
+from orchestrator.words import counted
 
 
 def cancel(
@@ -43,10 +44,10 @@ def cancel(
         jobs = _jobs(active)
         alive = of_status(found, "pending", "running")
         cases = [each for each in alive if each.job_id in jobs]
-        what = f"cancel {len(jobs)} jobs with {len(cases)} cases"
-        agree(what, len(cases), yes=yes, confirm=confirm)
+        what = f"{counted(len(jobs), 'job')} with {counted(len(cases), 'case')}"
+        agree(f"cancel {what}", len(cases), yes=yes, confirm=confirm)
         _end(study, jobs)
-    talk().print(f"cancelled {len(jobs)} jobs with {len(cases)} cases")
+    talk().print(f"cancelled {what}")
     return 0
 
 

@@ -26,6 +26,7 @@ from orchestrator.screen import talk
 from orchestrator.standing import Standing, standings
 from orchestrator.studies import find_study
 from orchestrator.study import Study
+from orchestrator.words import counted
 
 _MENDED_BY = {"timeout": "case_time", "oom_host": "host_memory"}
 _OPTION = {"timeout": "--case-time 2h", "oom_host": "--host-memory 64GiB"}
@@ -88,13 +89,13 @@ def retry(
         if not split.again:
             talk().print("nothing to run again")
             return 0
-        what = f"run {len(split.again)} cases again"
+        what = f"run {counted(len(split.again), 'case')} again"
         agree(what, len(split.again), yes=yes, confirm=confirm)
         problems = _submit(study, split.again, change)
     for problem in problems:
         talk().print(f"refused: {problem}", markup=False)
     if not problems:
-        talk().print(f"submitted {len(split.again)} cases again")
+        talk().print(f"submitted {counted(len(split.again), 'case')} again")
     return 1 if problems else 0
 
 

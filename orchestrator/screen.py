@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.gpu_hours import gpu_hours
 from orchestrator.standing import Standing, Status
+from orchestrator.words import counted
 
 STYLES: dict[Status, str] = {
     "running": "cyan", "pending": "blue", "failed": "red", "invalid": "red",
@@ -114,7 +115,7 @@ def sections(title: str, found: Sequence[Standing]) -> RenderableType:
     hours = gpu_hours(found)
     summary = Text.assemble(
         (title, "bold"),
-        f": {len(found)} cases: {counts(found)}",
+        f": {counted(len(found), 'case')}: {counts(found)}",
         f"; {hours}" if hours else "",
     )
     return Group(table, summary) if found else summary

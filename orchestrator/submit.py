@@ -14,6 +14,7 @@ from orchestrator.plan import Plan, Request, Target, file_plan, plan, target
 from orchestrator.screen import STYLES, note, put, talk
 from orchestrator.standing import ACTIVE, Standing
 from orchestrator.wait import wait_for
+from orchestrator.words import counted
 
 
 def dry_run(request: Request, *, ask: bool = False) -> int:
@@ -112,7 +113,7 @@ def _summary(aim: Target, plans: Plan) -> str:
         f"{active} pending or running" if active else "",
         f"{len(plans.pruned)} cannot fit" if plans.pruned else "",
     ]
-    summary = f"{aim.study.name}: {len(found)} cases: {', '.join(filter(None, parts))}"
+    summary = f"{aim.study.name}: {counted(len(found), 'case')}: {', '.join(filter(None, parts))}"
     if plans.others and aim.request.subset is None:
         summary += (
             f"; the study keeps {plans.others} more, of earlier grids (--study NAME keeps "

@@ -11,6 +11,7 @@ from orchestrator.errors import InputError, nearest
 from orchestrator.metrics import FACTS, METRICS, Summary, measure, runs
 from orchestrator.record import Record
 from orchestrator.standing import Standing
+from orchestrator.words import counted
 
 _ALWAYS = ("model", "strategy")
 _IF_VARIED = (
@@ -47,7 +48,7 @@ def comparison(
     keys = _row_keys([case for _, case in cases])
     counts = sorted({case.gpus for _, case in cases})
     noun = _noun([each.record for each, _ in cases])
-    names = {gpus: f"{gpus} {noun}{'' if gpus == 1 else 's'}" for gpus in counts}
+    names = {gpus: counted(gpus, noun) for gpus in counts}
     rows: dict[tuple[str, ...], dict[str, Cell]] = {}
     summaries = []
     for each, case in cases:
@@ -158,7 +159,7 @@ def _about(metric: str, summaries: Sequence[Summary], hidden: int) -> str:
         says.append(_spread(measured))
     says.append("# = does not fit in memory")
     if hidden:
-        says.append(f"{hidden} cases whose case.json is damaged are not shown")
+        says.append(f"not shown, case.json is damaged: {counted(hidden, 'case')}")
     return "; ".join(says)
 
 

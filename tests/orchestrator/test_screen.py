@@ -5,6 +5,7 @@ import pytest
 from orchestrator.screen import ROWS_PER_STATUS, counts, duration, note, sections, talk
 from orchestrator.standing import Standing
 from orchestrator.wait import pause_s
+from orchestrator.words import counted
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,9 @@ def test_counts_leave_out_what_there_is_none_of() -> None:
 def test_looking_takes_at_most_a_twentieth_of_the_time() -> None:
     assert pause_s(1.0, 0.01) == 1.0
     assert pause_s(1.0, 2.0) == 40.0
+
+
+def test_one_is_singular() -> None:
+    assert [counted(number, "case") for number in (0, 1, 2)] == [
+        "0 cases", "1 case", "2 cases",
+    ]  # fmt: skip
