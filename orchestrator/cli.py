@@ -31,9 +31,11 @@ FORMATS = ("csv", "markdown", "latex", "json", "parquet")
 def _complete_metric(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    from orchestrator.metrics import METRICS
+    checkout()  # no command runs that would put it on the path
+    from orchestrator.metrics import FACTS, METRICS
 
-    return [CompletionItem(name) for name in METRICS if name.startswith(typed)]
+    names = (*METRICS, *FACTS)
+    return [CompletionItem(name) for name in names if name.startswith(typed)]
 
 
 _EPILOG = """\b

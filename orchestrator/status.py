@@ -81,5 +81,7 @@ def _watch(study: Study, found: list[Standing]) -> None:
                 found = look(study)
                 live.update(sections(study.name, found))
                 pause = pause_s(WATCH_S, time.monotonic() - began)
+        if not sys.stdout.isatty():
+            print()  # rich ends the last line on a terminal only
     except KeyboardInterrupt:
         return  # how a watch is left

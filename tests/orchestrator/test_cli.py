@@ -245,6 +245,18 @@ def test_the_shell_completes_names_of_clusters_and_metrics(results: Path) -> Non
     assert run.stdout == "plain,ttft_s\n"
 
 
+def test_completion_works_from_any_folder(tmp_path: Path) -> None:
+    # as the installed program: Python knows of `orchestrator` alone
+    (tmp_path / "orchestrator").symlink_to(CHECKOUT / "orchestrator")
+    words = {"COMP_WORDS": "orch collect --metric peak_m", "COMP_CWORD": "3"}
+    run = subprocess.run(
+        [sys.executable, "-c", "from orchestrator.cli import main; main()"],
+        cwd=tmp_path, text=True, capture_output=True,
+        env=os.environ | words | {"_ORCH_COMPLETE": "bash_complete", "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert (run.stderr, run.stdout) == ("", "plain,peak_memory_bytes\n")
+
+
 def test_orch_from_anything_but_a_checkout_says_so(tmp_path: Path) -> None:
     shutil.copytree(CHECKOUT / "orchestrator", tmp_path / "orchestrator")
     run = subprocess.run(
