@@ -25,7 +25,7 @@ def check(document: Document) -> GridFile:
             (),
             f"a grid is a mapping such as `axes: {{gpus: [1, 2]}}`, and this is {found}",
         )
-        document.data = {}
+        document.raise_problems()
     removed: list[Loc] = []
     for _ in range(_ROUNDS):
         try:
@@ -110,7 +110,8 @@ def _said(found: ErrorDetails, loc: Loc) -> str:
         return str(found["ctx"]["error"])
     if kind == "literal_error":
         valid = re.findall(r"'([^']*)'", found["ctx"]["expected"])
-        return f"must be one of {', '.join(valid)}, got {_shown(given)}{_guess(given, valid)}"
+        guess = _hint(kind, given, loc) or _guess(given, valid)
+        return f"must be one of {', '.join(valid)}, got {_shown(given)}{guess}"
     return f"{_rule(found)}, got {_shown(given)}{_hint(kind, given, loc)}"
 
 
@@ -148,6 +149,8 @@ def _shown(given: Any) -> str:
 def _hint(kind: str, given: Any, loc: Loc) -> str:
     if isinstance(given, list) and loc[0] == "fixed":
         return "; several values belong under axes"
+    if kind == "list_type" and given is not None:
+        return "; write [ … ] around it"
     if kind == "string_type" and not isinstance(given, dict | list | None):
         return "; quote it"
     return ""

@@ -84,4 +84,5 @@ def _progress(console: Console) -> Progress:
         BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False), console=console, transient=True,
         refresh_per_second=1,  # it may share the cores with what is measured
+        disable=not console.is_terminal,
     )  # fmt: skip

@@ -76,6 +76,27 @@ def test_an_unknown_cluster_is_told_with_the_others(tmp_path: Path) -> None:
     assert "9 stages for 4 layers" in lines[1]
 
 
+@pytest.mark.parametrize("text", ["", "[]", "just words", "# nothing"])
+def test_what_is_no_mapping_is_one_mistake(tmp_path: Path, text: str) -> None:
+    (line,) = said(tmp_path, text)
+    assert "a grid is a mapping such as" in line
+
+
+@pytest.mark.parametrize(
+    ("wrong", "way_out"),
+    [
+        ("exclude: {strategy: single}", "write [ … ] around it"),
+        ("fixed: {dtype: [float32]}", "several values belong under axes"),
+    ],
+)
+def test_a_list_too_many_or_too_few_has_its_way_out(
+    tmp_path: Path, wrong: str, way_out: str
+) -> None:
+    text = f"{HEAD}{wrong}\naxes: {{model: toy, strategy: single, gpus: 1}}\n"
+    (line,) = said(tmp_path, text)
+    assert line.endswith(way_out)
+
+
 def test_a_profile_s_path_is_no_unknown_cluster(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     end = "axes: {model: toy, strategy: single, gpus: 1}\n"
