@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kernels.cache import Step, slots_for
+from kernels.cache import Lane, Step, slots_for
 from kernels.device_budget import DeviceBudget
 from kernels.engine import OnToken, SequentialEngine, ignore
 from kernels.generate import Batch, Generation
@@ -123,6 +123,13 @@ class OffloadEngine(SequentialEngine):
             # Here, where it counts as waiting: the choice of ids is noted as computation.
             self.streamer.wait(HEAD)
         return x_BTD
+
+    def new_lane(self, rows: int, length: int) -> Lane:
+        """A cache for this many rows of at most `length` tokens, prompt and new ones."""
+        lane = super().new_lane(rows, length)
+        if isinstance(lane, HostLane):
+            lane.watch(self.timeline)
+        return lane
 
     def watch(self, timeline: Timeline) -> None:
         """Tell this timeline from now on what is done, and copied, when."""

@@ -236,9 +236,13 @@ def test_a_trace_shows_each_copy_of_each_token(source: str) -> None:
     assert len(heads) in (2, 3, 4)
 
 
-def test_a_trace_shows_keys_and_values_that_travel() -> None:
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_trace_shows_keys_and_values_that_travel(checked: bool) -> None:
+    """In a cache that was there before, and in one made under the eyes of the timeline."""
     offloads = engine(offload(kv="host"))
     offloads.generate(batch_of(4), Generation(new_tokens=3))
+    if checked:
+        offloads.logits(batch_of(4))
     with watched(offloads) as timeline:
         offloads.generate(batch_of(4), Generation(new_tokens=3))
     names = [span.name for span in timeline.spans() if span.layer == 1]
