@@ -123,20 +123,6 @@ def partition(
     )  # fmt: skip
 
 
-def equal_split_s(
-    layers: Sequence[LayerCost],
-    devices: Sequence[Device],
-    ranges: Sequence[range],
-    link: Link = Link(),
-) -> float:
-    """The slowest stage of a given split, one device each; infinite where it does not fit."""
-    cost = _stage_cost(layers, devices, link)
-    return max(
-        cost(each.start, each.stop, stage, stage + 1)
-        for stage, each in enumerate(ranges)
-    )
-
-
 def _stage_cost(
     layers: Sequence[LayerCost], devices: Sequence[Device], link: Link
 ) -> _Cost:
