@@ -93,7 +93,7 @@ def test_parquet_keeps_its_types_where_every_cell_is_empty() -> None:
     for row in (empty, full):
         table = parquet.read_table(io.BytesIO(parquet_bytes(kinds, [row])))  # type: ignore[arg-type]
         assert [str(field.type) for field in table.schema] == [
-            "string",
+            "large_string",
             "double",
             "int64",
             "bool",
