@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from jobs.environment import cpu_model
-from kernels.layer_costs import LayerTimes, Load, layer_costs
-from kernels.partition import Device, Link, partition
+from kernels.pipeline.layer_costs import LayerTimes, Load, layer_costs
+from kernels.pipeline.partition import Device, Link, partition
+from kernels.pipeline.profile_layers import hop_s, profile_layers
 from kernels.placement import Strategy
-from kernels.profile_layers import hop_s, profile_layers
 from kernels.shapes import ModelShape
 from kernels.world import World
 from orchestrator.case import Case

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from kernels.config_files import from_hf
-from kernels.hf_checkpoint import hf_name
+from kernels.checkpoints.configs import from_hf
+from kernels.checkpoints.hf import hf_name
 from kernels.shapes import ModelShape, num_elements, tensors
 from kernels.weights import Weights
 from orchestrator.errors import InputError

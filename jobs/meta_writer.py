@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kernels.config_files import ffn_dim_of, from_meta
-from kernels.meta_checkpoint import interleaved
+from kernels.checkpoints.configs import ffn_dim_of, from_meta
+from kernels.checkpoints.meta import interleaved
 from kernels.placement import kv_heads_of, split_evenly
 from kernels.shapes import ModelShape, RopeScaling, ShapeError, tensors
 from kernels.weights import Weights

@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs import flame
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
-from kernels.schedule import Flow, bubble, idle_share
+from kernels.pipeline.schedule import Flow, bubble, idle_share
 from kernels.spans import Span, as_events, busy, decode_window
 from kernels.timeline import clock_offset_s, watched
 from orchestrator.case import Case

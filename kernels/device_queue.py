@@ -7,7 +7,7 @@ streams; what it copies from must be page-locked, or the host waits for every co
 import torch
 from torch import Tensor
 
-from kernels.slot_ring import Event, Queue
+from kernels.offload.slot_ring import Event, Queue
 
 
 class _Done:

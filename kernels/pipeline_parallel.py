@@ -1,9 +1,9 @@
 """Pipeline parallel: micro-batches follow each other through the stages, each with its KV lane.
 
-`kernels.schedule` says in which order a stage works and what the first stage waits for; here a
-stage does so. Hidden states travel from stage to stage, chosen ids from the last stage back to
-the first. Nobody waits for a send that is not known to have arrived: no two stages can wait for
-each other.
+`kernels.pipeline.schedule` says in which order a stage works and what the first stage waits
+for; here a stage does so. Hidden states travel from stage to stage, chosen ids from the last
+stage back to the first. Nobody waits for a send that is not known to have arrived: no two stages
+can wait for each other.
 
 Shapes, in names: B rows, T tokens, D model width, N new tokens.
 """
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from kernels.cache import Lane
-from kernels.channels import AHEAD, Channels, Inbox, Outbox
 from kernels.engine import Engine, OnToken
 from kernels.generate import Batch, Generation, NewTokens
-from kernels.schedule import Flow, Piece, enters_after, lanes, order
+from kernels.pipeline.channels import AHEAD, Channels, Inbox, Outbox
+from kernels.pipeline.schedule import Flow, Piece, enters_after, lanes, order
 
 _ASK_EVERY = 16
 """Where rows may end, all stages drain and ask after so many tokens whether any row goes on."""

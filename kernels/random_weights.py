@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kernels.checkpoint_files import WeightsError
+from kernels.checkpoints.files import WeightsError
 from kernels.shapes import ModelShape, tensors
 
 _STARTS = 4_194_301

@@ -1,7 +1,7 @@
 """What a Llama-family model's tensors are: names, shapes, bytes. Integers only, no torch.
 
 The names are Meta's (`layers.0.attention.wq.weight`), whatever format a checkpoint has.
-`kernels.config_files` reads a shape from a checkpoint's configuration.
+`kernels.checkpoints.configs` reads a shape from a checkpoint's configuration.
 """
 
 from dataclasses import dataclass

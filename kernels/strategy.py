@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from kernels.channels import Channels
 from kernels.engine import Engine, SequentialEngine
 from kernels.groups import Groups
 from kernels.llama import Llama
 from kernels.model_parallel import model_parallel
+from kernels.pipeline.channels import Channels
 from kernels.pipeline_parallel import PipelineEngine
 from kernels.placement import Placement, Strategy, impossible, owned_slices, place
 from kernels.shapes import ModelShape

@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kernels.checkpoint_files import WeightsError
-from kernels.hf_checkpoint import HfCheckpoint
-from kernels.meta_checkpoint import MetaCheckpoint
+from kernels.checkpoints.files import WeightsError
+from kernels.checkpoints.hf import HfCheckpoint
+from kernels.checkpoints.meta import MetaCheckpoint
 from kernels.placement import Slice
 from kernels.random_weights import RandomWeights
 from kernels.shapes import ModelShape

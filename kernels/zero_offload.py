@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from kernels.cache import Lane, Step, slots_for
-from kernels.device_budget import DeviceBudget
 from kernels.engine import OnToken, SequentialEngine, ignore
 from kernels.generate import Batch, Generation
-from kernels.host_cache import SLOTS, HostLane
-from kernels.layer_store import Store
-from kernels.offload_modules import GatheredEmbedding, LentLinear, lent
-from kernels.offload_plan import (
+from kernels.offload.device_budget import DeviceBudget
+from kernels.offload.host_cache import SLOTS, HostLane
+from kernels.offload.layer_store import Store
+from kernels.offload.modules import GatheredEmbedding, LentLinear, lent
+from kernels.offload.plan import (
     EMBEDDING,
     HEAD,
     NORM,
@@ -31,7 +31,7 @@ from kernels.offload_plan import (
     units_of,
     working_bytes,
 )
-from kernels.offload_stream import Streamer, how_stored, new_store
+from kernels.offload.stream import Streamer, how_stored, new_store
 from kernels.timeline import Timeline
 from kernels.weights import Progress, Weights
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from orchestrator.errors import InputError
 
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout this program lies in, whole or not; see `checkout`."""
+
 _ROOMS = ("orchestrator", "kernels", "jobs", "templates")
 
 
@@ -18,7 +21,7 @@ def checkout() -> Path:
     Raises:
         InputError: this is no checkout, or another distribution's `kernels` shadows ours.
     """
-    root = Path(__file__).resolve().parent.parent
+    root = ROOT
     missing = [room for room in _ROOMS if not (root / room).is_dir()]
     if missing:
         raise InputError(

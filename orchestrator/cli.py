@@ -32,7 +32,7 @@ def _complete_metric(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
     checkout()  # no command runs that would put it on the path
-    from orchestrator.metrics import FACTS, METRICS
+    from orchestrator.tables.metrics import FACTS, METRICS
 
     names = (*METRICS, *FACTS)
     return [CompletionItem(name) for name in names if name.startswith(typed)]
@@ -91,8 +91,8 @@ def submit(
     results: Path | None,
 ) -> None:
     """Submit the cases of a grid that are not done yet."""
-    from orchestrator import submit as verb
-    from orchestrator.plan import Request
+    from orchestrator.verbs import submit as verb
+    from orchestrator.verbs.plan import Request
 
     request = Request(grid, results_folder(results), cluster, study, subset, pack)
     if dry_run or test_only:
@@ -109,7 +109,7 @@ def submit(
 @results_option
 def status(study: str | None, watch: bool, as_json: bool, results: Path | None) -> None:
     """What runs, what waits, what failed and why."""
-    from orchestrator import status as verb
+    from orchestrator.verbs import status as verb
 
     if watch and as_json:
         raise click.UsageError("--watch is for people: take it or --json, not both")
@@ -135,7 +135,7 @@ def collect(
     study: str | None, long: bool, kind: str, metric: str, results: Path | None
 ) -> None:
     """The comparison table: a row per model and strategy, a column per GPU count."""
-    from orchestrator import collect as verb
+    from orchestrator.verbs import collect as verb
 
     folder = results_folder(results)
     gc.disable()  # see `status`

@@ -29,7 +29,7 @@ def trace(
     results: Path | None,
 ) -> None:
     """Who computed when, of the cases that ran with `trace: true`."""
-    from orchestrator import trace as verb
+    from orchestrator.verbs import trace as verb
 
     folder = results_folder(results)
     verb.trace(folder, study, cases, picture=picture, tokens=tokens, as_json=as_json)

@@ -15,7 +15,7 @@ to be streamed, a cache on the host. Where there is no GPU all of it is in main 
 from dataclasses import dataclass
 from functools import cache
 
-from kernels.offload_plan import (
+from kernels.offload.plan import (
     EMBEDDING,
     HEAD,
     NORM,

@@ -1,7 +1,7 @@
 """What an attempt reports: a versioned JSON file, strict to read.
 
 Numbers carry their unit in their name. What can be computed from others (tokens per second,
-means, intervals) is not stored; `orchestrator.metrics` derives it, one definition each.
+means, intervals) is not stored; `orchestrator.tables.metrics` derives it, one definition each.
 """
 
 from datetime import datetime

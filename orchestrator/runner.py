@@ -1,4 +1,4 @@
-"""What `orch` asks of whatever runs jobs: this machine (`orchestrator.local`) or Slurm.
+"""What `orch` asks of whatever runs jobs: this machine (`orchestrator.local.runner`) or Slurm.
 
 A runner knows jobs, never cases' results: whether a case is done stands in its records alone.
 `orch submit` goes, under the study's lock, for each batch (one call of the scheduler):

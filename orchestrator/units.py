@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them, and as Slurm wants them."""
+"""Durations, sizes and counts as people write them, and as Slurm wants them."""
 
 import re
 
@@ -63,3 +63,12 @@ def slurm_seconds(text: str) -> int | None:
         return None
     days, hours, minutes, rest = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun.
+
+    >>> counted(1, "case"), counted(2, "case")
+    ('1 case', '2 cases')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"

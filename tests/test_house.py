@@ -15,12 +15,12 @@ PACKAGES = ("orchestrator", "kernels", "jobs")
 # The allowed arrows: module prefix → what of ours it may import.
 INTEGERS = {
     "kernels.shapes",
-    "kernels.config_files",
-    "kernels.offload_plan",
+    "kernels.checkpoints.configs",
+    "kernels.offload.plan",
     "kernels.placement",
-    "kernels.schedule",
-    "kernels.partition",
-    "kernels.layer_costs",
+    "kernels.pipeline.schedule",
+    "kernels.pipeline.partition",
+    "kernels.pipeline.layer_costs",
     "kernels.spans",
 }
 BRIDGE = {

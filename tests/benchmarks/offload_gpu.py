@@ -25,7 +25,7 @@ import torch
 
 from kernels.device_queue import pin, unpin
 from kernels.generate import Batch, Generation
-from kernels.layer_store import page_aligned
+from kernels.offload.layer_store import page_aligned
 from kernels.placement import Strategy
 from kernels.shapes import KNOWN, ModelShape, num_parameters
 from kernels.strategy import spread

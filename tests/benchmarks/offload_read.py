@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from kernels.disk_reader import BLOCK_BYTES, DiskFile, aligned
 from kernels.generate import Batch, Generation
-from kernels.layer_store import memory_of, page_aligned
-from kernels.offload_fetch import READ_THREADS
+from kernels.offload.disk_reader import BLOCK_BYTES, DiskFile, aligned
+from kernels.offload.fetch import READ_THREADS
+from kernels.offload.layer_store import memory_of, page_aligned
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
 from kernels.strategy import spread

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from jobs.balance import Found, cache_folder, settled, split_for
-from kernels.layer_costs import LayerTimes, Load
-from kernels.partition import Link, PartitionError
+from kernels.pipeline.layer_costs import LayerTimes, Load
+from kernels.pipeline.partition import Link, PartitionError
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
 from kernels.world import World

@@ -17,8 +17,8 @@ from jobs.hf_writer import hf_config
 from jobs.make_checkpoint import TOY, main, make_checkpoint, parse_bytes, shape_from
 from jobs.meta_writer import meta_params
 from jobs.toy_tokenizer import train_tokenizer
-from kernels.config_files import from_hf, from_meta
-from kernels.hf_checkpoint import hf_name
+from kernels.checkpoints.configs import from_hf, from_meta
+from kernels.checkpoints.hf import hf_name
 from kernels.shapes import KNOWN, ModelShape, RopeScaling, ShapeError, tensors
 from kernels.tokenizer import load_tokenizer
 from kernels.weights import RandomWeights, open_weights

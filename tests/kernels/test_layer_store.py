@@ -12,11 +12,11 @@ from answers import SHAPES, random_weights
 
 from kernels import layer_store, memory
 from kernels.device_queue import HostQueue
-from kernels.disk_reader import ALIGNMENT, DiskFile, ReadError, file_system
-from kernels.file_store import FileStore
-from kernels.layer_store import HostStore, memory_of, page_aligned, views
-from kernels.offload_fetch import FromFiles, HostToCpu
-from kernels.offload_plan import Unit, units_of
+from kernels.offload.disk_reader import ALIGNMENT, DiskFile, ReadError, file_system
+from kernels.offload.fetch import FromFiles, HostToCpu
+from kernels.offload.file_store import FileStore
+from kernels.offload.layer_store import HostStore, memory_of, page_aligned, views
+from kernels.offload.plan import Unit, units_of
 from kernels.placement import Strategy, owned_slices, place
 from kernels.shapes import ModelShape
 from kernels.weights import RandomWeights, WeightsError

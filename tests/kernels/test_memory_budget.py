@@ -11,7 +11,7 @@ import larger_than_memory
 import pytest
 import torch
 
-from kernels.device_budget import BudgetError, DeviceBudget
+from kernels.offload.device_budget import BudgetError, DeviceBudget
 from kernels.placement import Strategy
 from kernels.shapes import weight_bytes
 

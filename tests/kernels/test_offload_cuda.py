@@ -12,13 +12,13 @@ from answers import SHAPES, random_weights
 from dawdling_cuda import Cuda, Gpu
 
 from kernels.device_queue import CudaQueue
-from kernels.file_store import FileStore
-from kernels.host_cache import HostCache
-from kernels.layer_store import HostStore, page_aligned, views
-from kernels.offload_fetch import FromFiles, HostToCuda
-from kernels.offload_plan import ring_bytes, units_of
+from kernels.offload.fetch import FromFiles, HostToCuda
+from kernels.offload.file_store import FileStore
+from kernels.offload.host_cache import HostCache
+from kernels.offload.layer_store import HostStore, page_aligned, views
+from kernels.offload.plan import ring_bytes, units_of
+from kernels.offload.slot_ring import Event, SlotRing
 from kernels.placement import Strategy, place
-from kernels.slot_ring import Event, SlotRing
 
 SHAPE = SHAPES["gqa"]
 WEIGHTS = random_weights(SHAPE, torch.float32)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.offload_plan import (
+from kernels.offload.plan import (
     PAGE_BYTES,
     TENSOR_ALIGNMENT,
     OffloadError,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.layer_costs import LayerCost, Load, layer_costs, roofline
-from kernels.partition import Device, Link, PartitionError, partition
+from kernels.pipeline.layer_costs import LayerCost, Load, layer_costs, roofline
+from kernels.pipeline.partition import Device, Link, PartitionError, partition
 from kernels.placement import split_evenly
 from kernels.shapes import KNOWN
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.channels import AHEAD
 from kernels.engine import ignore
 from kernels.generate import Batch, Generation, NewTokens
+from kernels.pipeline.channels import AHEAD
+from kernels.pipeline.schedule import Piece
 from kernels.pipeline_parallel import PipelineEngine
 from kernels.placement import Strategy
-from kernels.schedule import Piece
 from kernels.timeline import OFF
 
 PATIENCE_S = 10.0

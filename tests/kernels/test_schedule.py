@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.placement import Strategy
-from kernels.schedule import (
+from kernels.pipeline.schedule import (
     Flow,
     Piece,
     bubble,
@@ -18,6 +17,7 @@ from kernels.schedule import (
     order,
     timetable,
 )
+from kernels.placement import Strategy
 
 
 @st.composite

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.offload_plan import ring_bytes
-from kernels.slot_ring import Event, Queue, SlotRing
+from kernels.offload.plan import ring_bytes
+from kernels.offload.slot_ring import Event, Queue, SlotRing
 
 SIZES = [4, 4, 6, 4, 5]
 

@@ -9,8 +9,8 @@ import torch
 import watching
 from ranks import Ranks
 
+from kernels.pipeline.schedule import Flow, bubble, idle_share
 from kernels.placement import Strategy
-from kernels.schedule import Flow, bubble, idle_share
 from kernels.timeline import OFF
 from kernels.world import World
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kernels.hf_checkpoint import hf_name
+from kernels.checkpoints.hf import hf_name
 from kernels.shapes import ModelShape, tensors
 from kernels.weights import RandomWeights, WeightsError, open_weights
 

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kernels.hf_checkpoint import hf_name
+from kernels.checkpoints.hf import hf_name
 from kernels.shapes import tensors
 from kernels.weights import WeightsError, open_weights
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels.meta_checkpoint import half_split, interleaved
+from kernels.checkpoints.meta import half_split, interleaved
 from kernels.placement import Slice
 from kernels.shapes import ModelShape, tensors
 from kernels.weights import WeightsError, load_into, open_weights

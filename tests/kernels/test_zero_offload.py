@@ -29,9 +29,9 @@ from answers import (
 from ranks import Ranks
 
 from kernels import memory
-from kernels.disk_reader import ReadError
 from kernels.generate import Batch, Generation
-from kernels.offload_plan import OffloadError, plan_offload
+from kernels.offload.disk_reader import ReadError
+from kernels.offload.plan import OffloadError, plan_offload
 from kernels.placement import Strategy
 from kernels.strategy import StrategyError, spread
 from kernels.timeline import watched

@@ -16,14 +16,14 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from orchestrator.cluster import load_cluster
-from orchestrator.grid import Grid
+from orchestrator.clusters.cluster import load_cluster
+from orchestrator.grids.grid import Grid
 from orchestrator.ledger import read_ledger
 from orchestrator.pack import Pack
-from orchestrator.plan import Request, Target
 from orchestrator.runner import Batch, JobState
 from orchestrator.study import Study
-from orchestrator.submit import hand_in
+from orchestrator.verbs.plan import Request, Target
+from orchestrator.verbs.submit import hand_in
 from tests.orchestrator.made import a_case
 from tests.orchestrator.quick_launch import work
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agreement import complaint, ids_agree, void
-from orchestrator.collect import collect
 from orchestrator.standing import Standing
-from orchestrator.table import comparison
+from orchestrator.tables.agreement import complaint, ids_agree, void
+from orchestrator.tables.table import comparison
+from orchestrator.verbs.collect import collect
 from tests.orchestrator.made import a_case, a_failure, a_record, a_study, file
 
 SAME, OTHER, THIRD = "aa" * 32, "bb" * 32, "cc" * 32

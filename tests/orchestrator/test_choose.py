@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.choose import Choice, agree, choose, matching
 from orchestrator.errors import InputError
-from orchestrator.retry import Change, why_not
 from orchestrator.standing import Standing
+from orchestrator.verbs.choose import Choice, agree, choose, matching
+from orchestrator.verbs.retry import Change, why_not
 from tests.orchestrator.made import a_case
 
 IDS = ["llama_tensor_1x-aa", "llama_tensor_2x-bb", "llama_model_2x-cc"]

@@ -11,16 +11,16 @@ import yaml
 from kernels.placement import Strategy
 from kernels.shapes import KNOWN
 from orchestrator.case import Case
-from orchestrator.cluster import (
+from orchestrator.clusters.cluster import (
     PROFILES,
     Cluster,
     cluster_names,
     json_schema,
     load_cluster,
 )
-from orchestrator.cluster_detect import detect
+from orchestrator.clusters.detect import detect
 from orchestrator.errors import InputError
-from orchestrator.resources import Resources, resources
+from orchestrator.slurm.resources import Resources, resources
 
 GIB = 2**30
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.columns import COLUMNS, long_row, options
-from orchestrator.metrics import FACTS, METRICS
 from orchestrator.standing import Standing
-from orchestrator.table import unit
+from orchestrator.tables.columns import COLUMNS, long_row, options
+from orchestrator.tables.metrics import FACTS, METRICS
+from orchestrator.tables.table import unit
 from tests.orchestrator.made import a_case, a_failure, a_record
 
 DICTIONARY = Path(__file__).parents[2] / "results" / "README.md"

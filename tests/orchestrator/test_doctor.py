@@ -9,9 +9,9 @@ import yaml
 from click.testing import CliRunner
 
 from orchestrator.cli import orch
-from orchestrator.cluster import PROFILES, cluster_names, load_cluster
-from orchestrator.doctor import findings
-from orchestrator.findings import Finding
+from orchestrator.clusters.cluster import PROFILES, cluster_names, load_cluster
+from orchestrator.verbs.doctor import findings
+from orchestrator.verbs.findings import Finding
 
 
 def look(results: Path, cluster: str = "local") -> list[Finding]:

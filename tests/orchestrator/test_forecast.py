@@ -8,7 +8,7 @@ from kernels.placement import Strategy, owned_slices, place
 from kernels.shapes import KNOWN, ModelShape, kv_bytes_per_token, weight_bytes
 from orchestrator.case import Case
 from orchestrator.forecast import PROCESS_BYTES, Forecast, forecast, misfit
-from orchestrator.strategies import Written
+from orchestrator.grids.strategies import Written
 
 GIB = 2**30
 A100 = 79 * GIB

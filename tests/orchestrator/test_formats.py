@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.formats import (
+from orchestrator.tables.formats import (
     csv_text,
     json_text,
     latex_text,

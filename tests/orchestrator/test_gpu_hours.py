@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from orchestrator.gpu_hours import gpu_hours
 from orchestrator.ledger import Asked, Entry, Submission
 from orchestrator.runner import JobState
-from orchestrator.screen import note, took
 from orchestrator.standing import Standing
+from orchestrator.verbs.gpu_hours import gpu_hours
+from orchestrator.verbs.screen import note, took
 from tests.orchestrator.made import a_case
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.case import Case
 from orchestrator.errors import InputError
-from orchestrator.grid import Grid, load_grid
+from orchestrator.grids.grid import Grid, load_grid
 
 TOY = {
     "dim": 64,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.case import Case
 from orchestrator.errors import InputError
-from orchestrator.grid import load_grid
+from orchestrator.grids.grid import load_grid
 
 TOY = (
     "{dim: 64, n_layers: 4, n_heads: 8, n_kv_heads: 4, ffn_dim: 128, vocab_size: 256, "

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from orchestrator.errors import InputError
-from orchestrator.grid import json_schema, load_grid
-from orchestrator.grid_schema import FIELDS
+from orchestrator.grids.grid import json_schema, load_grid
+from orchestrator.grids.schema import FIELDS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GRIDS = sorted((CHECKOUT / "jobs/grids").glob("*.yaml"))
@@ -25,7 +25,7 @@ TOY = {
 
 
 def test_the_schema_that_ships_is_the_one_of_the_code() -> None:
-    """`python -m orchestrator.grid_schema > jobs/grids/schema.json` makes it anew."""
+    """`python -m orchestrator.grids.schema > jobs/grids/schema.json` makes it anew."""
     assert (
         json.loads((CHECKOUT / "jobs/grids/schema.json").read_text()) == json_schema()
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.cluster import load_cluster
-from orchestrator.local import CONTROLLER, TURN, LocalRunner
+from orchestrator.clusters.cluster import load_cluster
+from orchestrator.local.runner import CONTROLLER, TURN, LocalRunner
 from orchestrator.processes import start_time, still_runs
 from orchestrator.study import Study
 from tests.orchestrator.made import a_case

@@ -12,10 +12,10 @@ import pytest
 
 from orchestrator.errors import InputError
 from orchestrator.ledger import Entry, LedgerWriter
-from orchestrator.local import TURN
-from orchestrator.logs import logs
+from orchestrator.local.runner import TURN
 from orchestrator.processes import start_time
 from orchestrator.study import Study
+from orchestrator.verbs.logs import logs
 from tests.orchestrator.made import a_case, a_record
 
 CASE = a_case()

@@ -5,8 +5,8 @@ from statistics import stdev
 
 import pytest
 
-from orchestrator.metrics import FACTS, METRICS, measure, runs, summarise, t95
 from orchestrator.record import Record
+from orchestrator.tables.metrics import FACTS, METRICS, measure, runs, summarise, t95
 from tests.orchestrator.made import a_case, a_rank, a_record, a_sample
 
 # Two sequences, four tokens each: the first after 2 s, then 0.5 s, 0.5 s and 1 s.

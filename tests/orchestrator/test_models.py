@@ -11,7 +11,12 @@ from kernels.placement import Strategy
 from kernels.shapes import KNOWN, ModelShape
 from orchestrator.case import Case
 from orchestrator.errors import InputError
-from orchestrator.models import checkpoint_shape, local_path, shape_of, tokenizer_file
+from orchestrator.grids.models import (
+    checkpoint_shape,
+    local_path,
+    shape_of,
+    tokenizer_file,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 META = {"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "vocab_size": -1}

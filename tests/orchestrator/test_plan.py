@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import hardware
+from orchestrator.clusters import hardware
 from orchestrator.ledger import read_ledger
-from orchestrator.plan import Request, plan, target
+from orchestrator.verbs.plan import Request, plan, target
 
 GIB = 2**30
 GRID = """

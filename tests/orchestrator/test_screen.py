@@ -2,10 +2,17 @@
 
 import pytest
 
-from orchestrator.screen import ROWS_PER_STATUS, counts, duration, note, sections, talk
 from orchestrator.standing import Standing
-from orchestrator.wait import pause_s
-from orchestrator.words import counted
+from orchestrator.units import counted
+from orchestrator.verbs.screen import (
+    ROWS_PER_STATUS,
+    counts,
+    duration,
+    note,
+    sections,
+    talk,
+)
+from orchestrator.verbs.wait import pause_s
 
 
 @pytest.mark.parametrize(

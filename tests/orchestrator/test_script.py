@@ -14,10 +14,10 @@ from kernels.placement import Strategy
 from kernels.shapes import KNOWN
 from orchestrator.case import Case
 from orchestrator.checkout import checkout
-from orchestrator.cluster import cluster_names, load_cluster
+from orchestrator.clusters.cluster import cluster_names, load_cluster
 from orchestrator.errors import InputError
-from orchestrator.resources import resources
-from orchestrator.script import render
+from orchestrator.slurm.resources import resources
+from orchestrator.slurm.script import render
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "slurm"
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ask import asker
 from orchestrator.errors import OrchError
-from orchestrator.handover import entry_of, reconcile
 from orchestrator.ledger import Asked, Entry, LedgerWriter, read_ledger
 from orchestrator.lock import locked
 from orchestrator.record import Heartbeat
 from orchestrator.runner import JobState, Runner, Unanswered
 from orchestrator.standing import Standing, standings
 from orchestrator.study import Study
+from orchestrator.verbs.ask import asker
+from orchestrator.verbs.handover import entry_of, reconcile
 from tests.orchestrator.made import a_case, a_failure, a_record, a_study, file
 
 CASE = a_case()

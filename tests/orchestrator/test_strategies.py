@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kernels.placement import NAMES, Strategy
-from orchestrator.strategies import StrategyError, Written
-from orchestrator.strategy_options import SHORT, OffloadOptions, PipelineOptions
+from orchestrator.grids.strategies import StrategyError, Written
+from orchestrator.grids.strategy_options import SHORT, OffloadOptions, PipelineOptions
 
 
 def written(value: Any) -> Written:

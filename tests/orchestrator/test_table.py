@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.errors import InputError
 from orchestrator.standing import Standing, Status
-from orchestrator.table import comparison
+from orchestrator.tables.table import comparison
 from tests.orchestrator.made import a_case, a_failure, a_rank, a_record, a_sample
 
 

@@ -76,7 +76,7 @@ def accounted_slurm(
 def _borrowed(
     cluster: VirtualSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[VirtualSlurm]:
-    cluster.repair()
+    cluster.refresh()
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.environment[name])
     yield cluster

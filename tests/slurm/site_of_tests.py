@@ -61,6 +61,12 @@ class Site:
         grid["axes"]["model"] = name
         self.box.grid.write_text(yaml.safe_dump(grid))
 
+    def one_shape(self) -> None:
+        """Leave two cases in the grid, which go out as one array."""
+        grid = yaml.safe_load(self.box.grid.read_text())
+        grid["axes"]["gpus"] = [1]
+        self.box.grid.write_text(yaml.safe_dump(grid))
+
     def slow(self, seconds: float) -> None:
         """How long a case takes."""
         self.change(environment={"QUICK_CASE_S": str(seconds)})

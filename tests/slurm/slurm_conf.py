@@ -1,5 +1,7 @@
 """Configuration of the virtual cluster; `virtual_slurm` fills in folders and ports."""
 
+from pathlib import Path
+
 SLURM_CONF = """\
 ClusterName=virtual
 SlurmctldHost={host}(127.0.0.1)
@@ -89,3 +91,12 @@ ACCOUNTS = (
     "modify user where name=root cluster=virtual set qos=normal,debug,one "
     "defaultaccount=test defaultqos=normal",
 )
+
+
+def cgroup_conf(enforce_memory: bool, version: str) -> str:
+    """The text of cgroup.conf for slurmd of that version."""
+    if enforce_memory:
+        unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        return CGROUP_CONF + ("IgnoreSystemd=yes\n" if unified else "")
+    # Since 23.11 slurmd insists on cgroups unless told; before, it does not know the word.
+    return "CgroupPlugin=disabled\n" if int(version.split(".")[0]) >= 23 else ""

@@ -31,7 +31,10 @@ def test_submit_then_status_then_collect(site: Site) -> None:
     assert site.queue() == []
 
 
-def test_cases_of_one_shape_are_one_array_with_a_throttle(site: Site) -> None:
+def test_cases_of_one_shape_are_one_array_with_a_throttle(
+    accounted_site: Site,
+) -> None:
+    site = accounted_site
     site.change(throttle=1)
     site.hold()
     site.box.submit()
@@ -74,8 +77,9 @@ def test_a_waiting_case_tells_why_in_plain_words(site: Site) -> None:
 
 
 def test_a_dry_run_shows_the_script_and_asks_slurm_but_submits_nothing(
-    site: Site,
+    accounted_site: Site,
 ) -> None:
+    site = accounted_site
     done = site.box.submit("--test-only")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("#SBATCH --array=0-1%2") == 2
@@ -84,15 +88,22 @@ def test_a_dry_run_shows_the_script_and_asks_slurm_but_submits_nothing(
     assert not (site.box.results / "quick").exists()
 
 
-def test_the_script_can_be_submitted_by_hand_and_repeats_nothing(site: Site) -> None:
+def test_the_script_can_be_submitted_by_hand_and_repeats_nothing(
+    accounted_site: Site,
+) -> None:
+    site = accounted_site
     site.box.submit()
     site.drained()
     script = next((site.box.results / "quick/jobs").glob("*/job.sh"))
-    site.slurm.command("env", "-C", str(script.parent), "sbatch", "--wait", script.name)
+    site.slurm.command("env", "-C", str(script.parent), "sbatch", script.name)
+    site.drained()
     site.each_ran_once()
 
 
-def test_logs_of_a_case_and_of_its_job(site: Site) -> None:
+def test_logs_of_a_case_and_of_its_job(
+    accounted_site: Site,
+) -> None:
+    site = accounted_site
     site.box.submit()
     site.drained()
     done = site.box.orch("logs", "toy_model_1x")
@@ -163,7 +174,10 @@ def test_a_folder_that_slurm_cannot_log_to_is_refused(
     assert site.queue() == []
 
 
-def test_an_allocation_around_orch_changes_nothing(site: Site) -> None:
+def test_an_allocation_around_orch_changes_nothing(
+    accounted_site: Site,
+) -> None:
+    site = accounted_site
     site.hold()
     site.box.submit(
         SLURM_JOB_ID="1",
@@ -193,8 +207,8 @@ def test_a_thousand_cases_go_out_by_one_sbatch_nearly_as_fast_as_submitits_own(
     """Ten times what submitit takes for a bare array, in the same run, is allowed."""
     import submitit
 
-    from orchestrator.cluster import load_cluster
-    from orchestrator.slurm import SlurmRunner
+    from orchestrator.clusters.cluster import load_cluster
+    from orchestrator.slurm.runner import SlurmRunner
 
     slurm.command("scontrol", "update", "partitionname=main", "state=down")
     runner = SlurmRunner(load_cluster(Path(__file__).with_name("virtual.yaml")))

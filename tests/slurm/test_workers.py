@@ -115,7 +115,7 @@ def plain_desk(
     without_accounting: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Desk:
     """On the cluster without accounting."""
-    without_accounting.repair()
+    without_accounting.refresh()
     monkeypatch.setenv("SLURM_CONF", without_accounting.environment["SLURM_CONF"])
     return Desk(without_accounting, tmp_path)
 
@@ -169,7 +169,7 @@ def test_a_killed_rank_ends_its_case_within_seconds_and_not_the_next(
 
 def test_a_hung_rank_is_ended_at_the_cases_time(plain_desk: Desk) -> None:
     desk = plain_desk
-    desk.submit([ENDLESS], case_time="30s")
+    desk.submit([ENDLESS], case_time="25s")
     desk.slurm.wait(desk.has(2), "two ranks", 120)
     os.kill(desk.workers()[-1].pid, signal.SIGSTOP)
     desk.drained()

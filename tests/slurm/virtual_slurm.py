@@ -31,12 +31,12 @@ from slurm_conf import (
     ACCOUNTING,
     ACCOUNTS,
     BOOT,
-    CGROUP_CONF,
     CGROUPS,
     NO_CGROUPS,
     SLURM_CONF,
     SLURMDBD_CONF,
     SMALL_DATABASE,
+    cgroup_conf,
 )
 
 
@@ -62,6 +62,7 @@ class VirtualSlurm:
         self.accounting = accounting
         self.enforce_memory = enforce_memory
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._disturbed = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -111,14 +112,10 @@ class VirtualSlurm:
             for node in self.nodes:
                 remove_cgroups(node)
 
-    def command(self, *words: str, check: bool = True, timeout: float = 60) -> str:
+    def command(self, *words: str, check: bool = True) -> str:
         """What a Slurm command prints."""
         done = subprocess.run(
-            words,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
+            words, env=self.environment, capture_output=True, text=True, timeout=60
         )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
@@ -126,9 +123,8 @@ class VirtualSlurm:
 
     def idle(self) -> set[str]:
         """Names of the nodes that wait for work."""
-        said = self.command(
-            "sinfo", "-h", "-N", "-p", "main", "-o", "%N %T", check=False
-        )
+        shown = "sinfo", "-h", "-N", "-p", "main", "-o", "%N %T"
+        said = self.command(*shown, check=False)
         return {line.split()[0] for line in said.splitlines() if line.endswith(" idle")}
 
     def wait(self, done: Callable[[], object], what: str, timeout: float = 60) -> None:
@@ -153,6 +149,7 @@ class VirtualSlurm:
 
     def kill(self, name: str) -> None:
         """Pull a daemon's plug; a node's processes all go with it."""
+        self._disturbed = True
         daemon = self._daemons.pop(name, None)
         if daemon is not None:
             daemon.kill()
@@ -162,6 +159,17 @@ class VirtualSlurm:
         """Whether that daemon or node is up."""
         daemon = self._daemons.get(name)
         return daemon is not None and daemon.poll() is None
+
+    def refresh(self) -> None:
+        """Bring back whatever is down; after a disturbance with nodes that know of no job.
+
+        A controller that was killed may give out ids again that a node still works on.
+        """
+        if self._disturbed:
+            for node in self.nodes:
+                self.kill(node)
+        self.repair()
+        self._disturbed = False
 
     def repair(self) -> None:
         """Bring back whatever is down, and end all jobs."""
@@ -238,19 +246,12 @@ class VirtualSlurm:
         )
         self._write("slurmdbd.conf", SLURMDBD_CONF.format(**words))
         self._write("gres.conf", "\n".join(self._fake_gpus()))
-        self._write("cgroup.conf", self._cgroup_conf())
+        version = self.command("slurmd", "-V").split()[1]
+        self._write("cgroup.conf", cgroup_conf(self.enforce_memory, version))
         machine = Path("/etc/hosts").read_text()
         self._write(
             "hosts", machine + "".join(f"127.0.0.1 {node}\n" for node in self.nodes)
         )
-
-    def _cgroup_conf(self) -> str:
-        version2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-        if self.enforce_memory:
-            return CGROUP_CONF + ("IgnoreSystemd=yes\n" if version2 else "")
-        # Since 23.11 slurmd insists on cgroups unless told; before, it does not know the word.
-        version = int(self.command("slurmd", "-V").split()[1].split(".")[0])
-        return "CgroupPlugin=disabled\n" if version >= 23 else ""
 
     def _fake_gpus(self) -> list[str]:
         for number in range(self.gpus):

@@ -1,0 +1,1 @@
+"""Checkpoints: Meta's and Hugging Face's files, read slice by slice."""

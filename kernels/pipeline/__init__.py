@@ -1,0 +1,1 @@
+"""Pipeline's parts: who computes when, how layers are split, how stages talk."""

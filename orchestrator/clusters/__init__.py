@@ -1,0 +1,1 @@
+"""Clusters: one site's facts, as data, and which site this is."""

@@ -1,0 +1,1 @@
+"""Grids: a YAML file of what to vary, checked and unfolded into cases."""

@@ -1,0 +1,1 @@
+"""This machine as a cluster: one job at a time, without Slurm."""

@@ -1,0 +1,199 @@
+"""Runs jobs on this machine, one at a time, through submitit's local executor.
+
+    orch submit ─ local_job start ─ submitit's controller ─ local_job turn ⇒ jobs.launch
+                  (a session of its own: closing the terminal or Ctrl-C does not reach it)
+
+`turn` waits for the machine-wide lock, so that no two jobs measure beside each other, and then
+becomes `jobs.launch` by exec: its process, known by number and start time, is the job's life.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.case import Case
+from orchestrator.checkout import checkout
+from orchestrator.clusters.cluster import Cluster
+from orchestrator.errors import OrchError
+from orchestrator.pack import Pack
+from orchestrator.processes import is_running, still_runs
+from orchestrator.runner import Batch, JobState
+from orchestrator.study import Study, write_whole
+
+CONTROLLER = "controller.json"
+TURN = "turn.json"
+
+
+@dataclass(frozen=True)
+class Life:
+    """One process of a local job, as it noted itself."""
+
+    host: str
+    pid: int
+    started: float
+    state: str = "running"
+    since: float = 0.0
+    """When it began to wait or run, seconds since the epoch."""
+    behind: str = ""
+    """What it waits for."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this host can tell if it runs."""
+        return self.host == socket.gethostname()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs; only where `is_here`."""
+        return still_runs(self.pid, self.started)
+
+
+def read_life(file: Path) -> Life | None:
+    """The note in `file`; None where there is none yet."""
+    try:
+        return Life(**json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+class LocalRunner:
+    """One job per submission, with all its cases."""
+
+    name = "local"
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def batches(self, cases: Sequence[Case]) -> list[Batch]:
+        """One job with everything."""
+        return [Batch((tuple(cases),))] if cases else []
+
+    def test(self, batch: Batch) -> tuple[bool, str]:
+        """This machine takes every job."""
+        return True, "it runs here"
+
+    def timeout_s(self, case: Case) -> int | None:
+        """The profile's limit: nothing else ends a local job that hangs."""
+        return self.cluster.case_time_s
+
+    def submit(self, study: Study, packs: Sequence[Pack]) -> list[str]:
+        """Start the jobs; each is known by its folder from now on."""
+        for index, pack in enumerate(packs):
+            file = study.pack_file(pack.key, index)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, pack.model_dump_json(indent=1) + "\n", durable=False)
+            _start(file)
+        return [pack.key for pack in packs]
+
+    def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
+        """The keys whose job was started, whether it still runs or not."""
+        return {key: [key] for key in keys if _was_started(study.job_dir(key))}
+
+    def states(self, study: Study, job_ids: Iterable[str]) -> dict[str, JobState]:
+        """What the processes of each job say."""
+        return {job_id: _state(study.job_dir(job_id)) for job_id in job_ids}
+
+    def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
+        """Ask each job to end; `jobs.launch` files a record for the case at work."""
+        for job_id in job_ids:
+            folder = study.job_dir(job_id)
+            for life in (read_life(folder / TURN), read_life(folder / CONTROLLER)):
+                if life is None:
+                    continue
+                if not life.is_here:
+                    raise OrchError(
+                        f"job {job_id} runs on {life.host}: cancel it there"
+                    )
+                if life.runs:
+                    os.kill(life.pid, signal.SIGTERM)
+                    break
+
+
+def _start(pack: Path) -> None:
+    log = pack.parent / "start.log"
+    with log.open("ab") as stream:
+        run = subprocess.run(
+            [sys.executable, "-m", "orchestrator.local.job", "start", str(pack)],
+            cwd=checkout(), env=with_checkout(os.environ),
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+            start_new_session=True,
+        )  # fmt: skip
+    if run.returncode and not _was_started(pack.parent):
+        raise OrchError(f"the local job did not start; {log} says why")
+
+
+def with_checkout(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with the checkout first on Python's path."""
+    path = [str(checkout()), environment.get("PYTHONPATH", "")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def _was_started(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CONTROLLER, TURN)) or _starts(
+        folder
+    )
+
+
+def _starts(folder: Path) -> bool:
+    """Whether a process that has not noted itself yet is at work on the job."""
+    return any(
+        is_running("-m", module, str(argument))
+        for module, argument in (
+            ("orchestrator.local.job", folder / "pack-0.json"),
+            ("submitit.local._local", folder),
+            ("submitit.core._submit", folder),
+        )
+    )
+
+
+def _state(folder: Path) -> JobState:
+    turn, controller = read_life(folder / TURN), read_life(folder / CONTROLLER)
+    for life in (turn, controller):
+        if life is not None and not life.is_here:
+            return JobState(
+                state="unknown",
+                reason=f"it was started on {life.host}: ask there, or remove {folder} if that "
+                f"host is gone for good",
+            )
+    if turn is not None and turn.runs:
+        waits = turn.state == "waiting"
+        return JobState(
+            state="pending" if waits else "running",
+            reason=f"waits for {turn.behind}" if waits else "",
+            elapsed_s=max(0.0, time.time() - turn.since),
+            hosts=turn.host,
+        )
+    starting = controller.runs if controller else _starts(folder)
+    if starting and turn is None:
+        return JobState(state="pending", reason="starting")
+    return JobState(state="ended", reason=_last_words(folder))
+
+
+def _last_words(folder: Path) -> str:
+    """The last line its processes wrote, for a job that left no record."""
+    for log in sorted(folder.glob("*_log.err")):
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        if said:
+            return f"{_telling(said)[:300]} ({log})"
+    return f"see {folder}"
+
+
+_ENDED = re.compile(r"CalledProcessError: .* (died with|returned non-zero) (.+)\.$")
+
+
+def _telling(said: list[str]) -> str:
+    # submitit ends with the bare name of its error where the job itself wrote nothing
+    if said[-1].endswith(".FailedJobError"):
+        found = next(filter(None, map(_ENDED.search, said)), None)
+        if found is not None:
+            return f"its process {found[1]} {found[2]}"
+    return said[-1]

@@ -1,0 +1,152 @@
+"""What `orch doctor` asks of a Slurm cluster, and how that compares with its profile."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.checkout import checkout
+from orchestrator.clusters.cluster import Cluster
+from orchestrator.slurm.resources import routes_for
+from orchestrator.slurm.submit import clean_environment
+from orchestrator.slurm.words import way_out
+from orchestrator.verbs.findings import Finding, bad, good, odd
+
+_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+
+
+def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Finding]:
+    """Each thing that was looked at."""
+    missing = [name for name in _COMMANDS if shutil.which(name) is None]
+    if missing:
+        yield bad(
+            f"no {', '.join(missing)} here",
+            "run `orch` where Slurm's commands are: a login node of the cluster",
+        )
+        return
+    version = _say("sbatch", "--version")[1]
+    answered, config = _say("scontrol", "show", "config")
+    if not answered:
+        yield bad(f"Slurm does not answer: {config}", "wait, or ask the site's staff")
+        return
+    yield good(f"{version}; its controller answers")
+    yield from _accounting()
+    yield from _partitions(cluster)
+    yield from _devices(cluster)
+    yield from _arrays(cluster, config)
+    if job:
+        yield _try_job(cluster, results)
+
+
+def _accounting() -> Iterator[Finding]:
+    answered, said = _say("sacct", "-n", "-X", "-P", "-o", "JobID")
+    if answered:
+        yield good("the accounting (sacct) answers")
+    else:
+        yield odd(
+            f"no accounting: {said}",
+            "nothing to do: orch goes by squeue and by the records; ask within minutes why a job "
+            "died",
+        )
+
+
+def _partitions(cluster: Cluster) -> Iterator[Finding]:
+    answered, said = _say("sinfo", "-h", "-o", "%R")
+    known = set(said.split()) if answered else set()
+    wanted = {route.partition for route in routes_for(cluster) if route.partition}
+    if unknown := sorted(wanted - known):
+        yield odd(
+            f"the profile sends jobs to {', '.join(unknown)}, which sinfo does not show here "
+            f"(it shows {', '.join(sorted(known)) or 'none'})",
+            f"write a profile with `extends: {cluster.name}` and your `routes`",
+        )
+    elif wanted:
+        yield good(f"the partitions are there: {', '.join(sorted(wanted))}")
+
+
+def _devices(cluster: Cluster) -> Iterator[Finding]:
+    device = cluster.devices[cluster.device or ""]
+    if not device.is_gpu or cluster.gpu_flag == "none":
+        return
+    _, said = _say("sinfo", "-h", "-o", "%G")
+    types = sorted(set(re.findall(r"gpu:([A-Za-z_][\w.-]*)", said)))
+    if "gpu" not in said:
+        yield bad(
+            "sinfo shows no node with GPUs",
+            "choose a device that is none (`device: cpu`) in a profile, or ask the site",
+        )
+    elif device.request and types and device.request not in types:
+        yield bad(
+            f"no node has GPUs of type {device.request}; there are: {', '.join(types)}",
+            "choose another `device`, or give its `request` in a profile",
+        )
+    else:
+        yield good(f"there are GPUs: {', '.join(types) or 'without a type'}")
+
+
+def _arrays(cluster: Cluster, config: str) -> Iterator[Finding]:
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", config)
+    largest = int(found[1]) - 1 if found else None
+    if cluster.arrays and largest is not None and largest < cluster.max_array:
+        if largest < 1:
+            yield odd("this Slurm takes no arrays", "set `arrays: false` in a profile")
+        else:
+            yield odd(
+                f"arrays of up to {cluster.max_array} jobs are meant, this Slurm takes {largest}",
+                f"set `max_array: {largest}` in a profile",
+            )
+
+
+def _try_job(cluster: Cluster, results: Path) -> Finding:
+    """A job of a minute: does it start, is Python there, does it see the results folder?"""
+    results.mkdir(parents=True, exist_ok=True)
+    seen = results / f".orch-doctor-{uuid.uuid4().hex[:8]}"
+    python = shlex.quote(cluster.python or sys.executable)
+    route = next(iter(routes_for(cluster)), None)
+    options = [
+        *([f"--partition={route.partition}"] if route and route.partition else []),
+        *([f"--qos={route.qos}"] if route and route.qos else []),
+        *([f"--account={cluster.account}"] if cluster.account else []),
+    ]
+    script = "\n".join(
+        ["#!/bin/bash", *cluster.setup, f"export PYTHONPATH={shlex.quote(str(checkout()))}",
+         f"{python} -c 'import kernels.shapes, jobs, torch' && touch {shlex.quote(str(seen))}"]
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "doctor.sh"
+        file.write_text(script + "\n")
+        answered, said = _say(
+            "sbatch", "--wait", "--time=5", "--nodes=1", "--ntasks=1",
+            "--job-name=orch-doctor", "--output=/dev/null", *options, str(file),
+            timeout_s=900,
+        )  # fmt: skip
+    if seen.exists():
+        seen.unlink()
+        return good(f"a job ran, found Python and torch, and sees {results}")
+    if answered:
+        return bad(
+            f"a job ran, but what it wrote to {results} is not seen here",
+            "give a folder that all nodes share with --results",
+        )
+    return bad(f"a job did not get through: {said}", way_out(said))
+
+
+def _say(*command: str, timeout_s: float = 60) -> tuple[bool, str]:
+    """Whether the command succeeded, and what it said."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=clean_environment(),
+            timeout=timeout_s,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    text = done.stdout if done.returncode == 0 else done.stderr or done.stdout
+    return done.returncode == 0, text.strip()

@@ -1,0 +1,129 @@
+"""Handing jobs to Slurm: submitit's executor with our script.
+
+submitit gives us the submission itself and its folder's layout. What goes out is a
+`CommandFunction`, so text: its command line stands in our script, and nothing is pickled.
+"""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit import helpers
+from submitit.core import core, utils
+from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+
+from orchestrator.errors import OrchError
+from orchestrator.runner import Unanswered
+from orchestrator.slurm.words import is_uncertain, way_out
+
+_INHERITED = re.compile(r"(SLURM|SBATCH|SRUN|SQUEUE|SACCT|SALLOC|SCANCEL|SINFO)_")
+_KEPT = frozenset(
+    {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME"}
+)
+UNANSWERED = 124
+"""Exit code of `timeout`, where sbatch had to be ended."""
+
+
+def inherited(environment: dict[str, str]) -> list[str]:
+    """Variables of an allocation or a person's habits that would bend what we ask of Slurm."""
+    return sorted(
+        name for name in environment if _INHERITED.match(name) and name not in _KEPT
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment for Slurm's commands: nothing inherited, times and numbers as we parse."""
+    environment = dict(os.environ)
+    for name in inherited(environment):
+        del environment[name]
+    return environment | {
+        "SLURM_TIME_FORMAT": "standard",
+        "SLURM_BITSTR_LEN": "0",
+        "LC_ALL": "C",
+    }
+
+
+class ScriptExecutor(SlurmExecutor):
+    """Submits one script for all that is handed over: a job, or one array of jobs.
+
+    Args:
+        folder: of packs, script and logs; sbatch runs there.
+        script: the text for that many jobs.
+    """
+
+    def __init__(
+        self, folder: Path, script: Callable[[int], str], timeout_s: int
+    ) -> None:
+        super().__init__(folder)
+        self._script = script
+        self._timeout_s = timeout_s
+        self._count = 0
+
+    def _internal_process_submissions(
+        self, delayed_submissions: list[utils.DelayedSubmission]
+    ) -> list[core.Job[Any]]:
+        # submitit's own array path builds a plain SlurmExecutor, which would drop our script.
+        self._count = len(delayed_submissions)
+        first = self._submit_command(self._submitit_command_str)
+        if self._count == 1:
+            return [first]
+        return [
+            SlurmJob(folder=self.folder, job_id=f"{first.job_id}_{index}", tasks=[0])
+            for index in range(self._count)
+        ]
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self._script(self._count)
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        unset = [word for name in inherited(dict(os.environ)) for word in ("-u", name)]
+        return [
+            "env", *unset, "-C", str(submission_file_path.parent),
+            "timeout", "-k", "5", str(self._timeout_s),
+            "sbatch", submission_file_path.name,
+        ]  # fmt: skip
+
+
+def submit_packs(
+    folder: Path,
+    packs: Sequence[Path],
+    python: str,
+    script: Callable[[int], str],
+    timeout_s: int,
+) -> list[str]:
+    """Submit one job per pack by one call of sbatch; the job id of each, in order.
+
+    Raises:
+        OrchError: Slurm refused, and accepted none.
+        Unanswered: it may or may not have accepted.
+    """
+    executor = ScriptExecutor(folder, script, timeout_s)
+    launch = helpers.CommandFunction([python, "-m", "jobs.launch"])
+    said = io.StringIO()
+    try:
+        # submitit echoes sbatch's words; they come in our own message.
+        with contextlib.redirect_stderr(said):
+            jobs = executor.map_array(launch, [pack.name for pack in packs])
+    except utils.FailedJobError as error:
+        raise _refusal(error) from error
+    except utils.FailedSubmissionError as error:
+        raise Unanswered(f"sbatch gave no job id: {error}") from error
+    return [job.job_id for job in jobs]
+
+
+def _refusal(error: utils.FailedJobError) -> OrchError:
+    cause = error.__cause__
+    code = cause.returncode if isinstance(cause, subprocess.CalledProcessError) else 0
+    said = " ".join(str(error).replace("sbatch: error: ", "").split())
+    if code == UNANSWERED or code < 0 or is_uncertain(said):
+        said = said or "it had to be ended"
+        return Unanswered(
+            f"sbatch got no answer ({said}): the jobs may or may not have been accepted; "
+            f"run `orch submit` again, it finds out first"
+        )
+    return OrchError(f"Slurm refused: {said}; {way_out(said)}")

@@ -1,0 +1,1 @@
+"""Tables: from records to numbers, columns and the formats they are printed in."""

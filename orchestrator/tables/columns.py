@@ -1,0 +1,135 @@
+"""The columns of `orch collect --long`: one tidy row per case, failures included.
+
+What each means stands in results/README.md; a test keeps the two lists equal.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any, Literal
+
+from kernels.placement import Strategy
+from orchestrator.case import Case
+from orchestrator.record import Record
+from orchestrator.standing import Standing
+from orchestrator.tables.metrics import FACTS, METRICS, measure, runs, sequences
+
+Kind = Literal["text", "int", "float", "bool"]
+Cell = str | int | float | bool | None
+
+_OF_CASE: dict[str, Kind] = {
+    "model": "text", "strategy": "text", "gpus": "int", "batch_size": "int", "dtype": "text",
+}  # fmt: skip
+_MORE_OF_CASE: dict[str, Kind] = {
+    "path": "text", "model_seed": "int", "prompts": "text", "prompt_tokens": "int",
+    "new_tokens": "int", "warmup": "int", "repeats": "int", "seed": "int",
+    "temperature": "float", "stop_at_eos": "bool",
+    "trace": "text",
+}  # fmt: skip
+_OF_SPREAD: dict[str, Kind] = {
+    "data": "int", "stages": "int", "tensor": "int", "schedule": "text", "micro_batches": "int",
+}  # fmt: skip
+_OF_RECORD: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
+    "sequences": ("int", sequences),
+    "output_tokens": ("int", lambda record: record.output_tokens),
+    "ids_digest": ("text", lambda record: record.ids_digest),
+}
+_OF_OTHERS: dict[str, Kind] = {"ids_agree": "bool"}
+"""What only a look at other cases tells."""
+_OF_ATTEMPT: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
+    "device": ("text", lambda record: _distinct(rank.device for rank in record.ranks)),
+    "hosts": ("text", lambda record: _distinct(rank.host for rank in record.ranks)),
+    "started_at": ("text", lambda record: record.started_at.isoformat()),
+    "ended_at": ("text", lambda record: record.ended_at.isoformat()),
+    "commit": ("text", lambda record: _inside(record, "code", "commit")),
+    "changes": ("text", lambda record: _inside(record, "code", "changes")),
+    "torch": ("text", lambda record: _inside(record, "versions", "torch")),
+}
+_OF_STANDING: dict[str, tuple[Kind, Callable[[Standing], Any]]] = {
+    "attempt": ("int", lambda each: each.attempt),
+    "job_id": ("text", lambda each: each.job_id),
+    "elapsed_s": ("float", lambda each: each.elapsed_s),
+    "retryable": ("bool", lambda each: each.retryable),
+    "evidence": ("text", lambda each: "\n".join(each.evidence) or None),
+    "remedy": ("text", lambda each: each.remedy),
+}
+_SPREAD_OF = ("mean", "ci95_low", "ci95_high")
+
+
+def _columns() -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {"case_id": "text", **_OF_CASE}
+    kinds |= {"status": "text", "cause": "text", "n": "int"}
+    for name in METRICS:
+        kinds |= {f"{name}_{part}": "float" for part in _SPREAD_OF}
+    kinds |= {name: "int" if name.endswith("_bytes") else "float" for name in FACTS}
+    kinds |= {name: kind for name, (kind, _) in _OF_RECORD.items()}
+    kinds |= _OF_OTHERS | _MORE_OF_CASE | _OF_SPREAD | {"options": "text"}
+    kinds |= {name: kind for name, (kind, _) in _OF_ATTEMPT.items()}
+    kinds |= {name: kind for name, (kind, _) in _OF_STANDING.items()}
+    return kinds
+
+
+COLUMNS = _columns()
+"""Name → kind, in the order they are written."""
+
+
+def long_row(each: Standing, ids_agree: bool | None = None) -> dict[str, Cell]:
+    """One case; None where a column does not apply. Numbers only where the record is ok."""
+    row: dict[str, Cell] = dict.fromkeys(COLUMNS)
+    row["ids_agree"] = ids_agree
+    row |= {"case_id": each.case_id, "status": each.status, "cause": each.cause, "n": 0}
+    row |= {name: of(each) for name, (_, of) in _OF_STANDING.items()}
+    if each.case is not None:
+        row |= _case_cells(each.case)
+    if each.record is not None:
+        row |= {name: of(each.record) for name, (_, of) in _OF_ATTEMPT.items()}
+        if each.status == "ok":
+            row |= _measured_cells(each.record)
+    return row
+
+
+def _case_cells(case: Case) -> dict[str, Cell]:
+    cells = {name: getattr(case, name) for name in _OF_CASE | _MORE_OF_CASE}
+    cells["trace"] = str(case.trace).lower() if case.trace else None
+    cells |= {name: getattr(case.spread, name) for name in _OF_SPREAD}
+    return cells | {"options": options(case.spread)}
+
+
+_OPTIONS = {
+    field.name: field.default
+    for field in fields(Strategy)
+    if field.default is not MISSING and field.name not in _OF_SPREAD
+}
+
+
+def options(spread: Strategy) -> str | None:
+    """What else is set of a strategy, as JSON; None where nothing is."""
+    changed = {
+        name: getattr(spread, name)
+        for name, default in _OPTIONS.items()
+        if getattr(spread, name) != default
+    }
+    return json.dumps(changed) if changed else None
+
+
+def _measured_cells(record: Record) -> dict[str, Cell]:
+    samples = runs(record)
+    cells: dict[str, Cell] = {"n": len(samples)}
+    for name, metric in METRICS.items():
+        found = measure(samples, metric)
+        cells[f"{name}_mean"] = found.mean
+        cells[f"{name}_ci95_low"] = found.ci95_low
+        cells[f"{name}_ci95_high"] = found.ci95_high
+    cells |= {name: fact(record) for name, fact in FACTS.items()}
+    return cells | {name: of(record) for name, (_, of) in _OF_RECORD.items()}
+
+
+def _distinct(words: Any) -> str | None:
+    return ", ".join(dict.fromkeys(words)) or None
+
+
+def _inside(record: Record, *path: str) -> str | None:
+    thing: Any = record.environment
+    for name in path:
+        thing = thing.get(name) if isinstance(thing, dict) else None
+    return None if thing is None else str(thing)

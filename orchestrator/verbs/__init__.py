@@ -1,0 +1,1 @@
+"""The verbs: what each command of `orch` does, and what they show."""

@@ -1,0 +1,71 @@
+"""The README tells the truth: its links, its tree of files, its commands."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from orchestrator.cli import orch
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+README = CHECKOUT / "README.md"
+DOCUMENTS = [README, CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "results" / "README.md"]
+
+
+def tree_entries() -> set[str]:
+    """Paths of the annotated tree, `folder/file` each; folders themselves left out."""
+    block = re.search(r"```text tree\n(.*?)```", README.read_text(), re.DOTALL)
+    assert block, "README.md has no ```text tree block"
+    entries, folder = set(), ""
+    for line in block[1].splitlines():
+        name = line.split("#")[0].rstrip()
+        if name and not name.startswith(" "):
+            folder = name
+        elif name:
+            entries |= {f"{folder}{part}" for part in name.split()}
+    return entries
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_every_link_into_the_checkout_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", document.read_text())
+    inside = [link for link in links if "://" not in link]
+    assert [link for link in inside if not (document.parent / link).exists()] == []
+
+
+def test_the_tree_names_every_module_and_nothing_else() -> None:
+    packages = ("orchestrator", "kernels", "jobs", "templates")
+    files = {
+        str(file.relative_to(CHECKOUT))
+        for package in packages
+        for file in (CHECKOUT / package).rglob("*")
+        if file.suffix in (".py", ".j2") and file.name != "__init__.py"
+    }
+    named = {entry for entry in tree_entries() if entry.endswith((".py", ".j2"))}
+    assert named == files
+
+
+def test_every_make_target_it_names_exists() -> None:
+    targets = set(
+        re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    )
+    named = set(
+        re.findall(
+            r"`make ([a-z]+)`|^\$? ?make ([a-z]+)", README.read_text(), re.MULTILINE
+        )
+    )
+    assert {first or second for first, second in named} <= targets
+
+
+def test_every_orch_command_and_option_it_names_exists() -> None:
+    for line in re.findall(
+        r"(?:^\$ |`)orch ([a-z]+[^`\n]*)", README.read_text(), re.MULTILINE
+    ):
+        verb, *words = line.split("#")[0].split("|")[0].split(">")[0].split()
+        command = orch.commands.get(verb)
+        assert isinstance(command, click.Command), f"orch {verb}"
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert {
+            word.split("=")[0] for word in words if word.startswith("--")
+        } <= options, line
