@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Segmentation faults, and ranks that are ended because they hang, show where they were.
     faulthandler.enable()
     faulthandler.register(signal.SIGTERM, chain=True)
-    started_at = datetime.now(UTC)
     options = _parser().parse_args(arguments)
+    started_at = options.started_at or datetime.now(UTC)
     try:
         case = read_case(options.case)
         world = World.from_environment(timeout_s=options.collective_s)
@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--attempt-dir", type=Path, help="where record.json goes; default: stdout")
     add("--scratch", type=Path, help="folder made by jobs.launch")
     add("--collective-s", type=float, default=600, help="wait so long for other ranks")
+    moment = datetime.fromisoformat
+    add("--started-at", type=moment, help="when the attempt began; default: now")
     return parser
 
 

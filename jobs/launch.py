@@ -208,6 +208,7 @@ def _workers(run: Run, case_file: Path, board: Board) -> Workers:
         f"--attempt-dir={run.attempt.folder}",
         f"--scratch={run.scratch}",
         f"--collective-s={run.patience.collective_s}",
+        f"--started-at={run.started_at.isoformat()}",
     ]
     nodes = run.nodes
     return Workers(

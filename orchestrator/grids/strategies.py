@@ -226,5 +226,6 @@ def _word(option: str, value: Any) -> str:
     if isinstance(value, list):
         return "-".join(map(str, value))
     if option == "memory_budget_bytes":
-        return f"{value / 2**30:g}GiB"
+        unit, name = (2**30, "GiB") if value >= 2**30 else (2**20, "MiB")
+        return f"{value / unit:g}{name}"
     return f"{value:g}" if isinstance(value, float) else str(value)

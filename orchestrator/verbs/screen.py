@@ -1,6 +1,7 @@
 """What a person sees: rich tables on stdout, talk on stderr. Nothing here decides anything."""
 
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ STYLES: dict[Status, str] = {
 """Statuses in the order they are shown, with their colours."""
 ROWS_PER_STATUS = 25
 _WIDE = 100_000
+_LABEL = re.compile(r"^(\[\w+\]:\s*)?(orch: \w+: )?")
+"""What torchrun and a worker put before a line that a person is meant to read."""
 
 
 def talk() -> Console:
@@ -76,7 +79,7 @@ def note(each: Standing) -> str:
         unsure = f"; {each.evidence[0]}" if each.evidence else ""
         return _printable(f"{beat.phase}{share}{unsure}")
     words = [each.cause] if each.cause and each.cause != each.status else []
-    words += each.evidence[:1]
+    words += [_LABEL.sub("", line) for line in each.evidence[:1]]
     text = ": ".join(words)
     if each.status == "lost" and each.remedy:
         text += f"; {each.remedy}"
@@ -99,7 +102,7 @@ def took(each: Standing) -> str:
 def sections(title: str, found: Sequence[Standing]) -> RenderableType:
     """Cases by status, each status with its count and at most ROWS_PER_STATUS of them."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("status", "case", "took"):
+    for column in ("status", "case", "strategy", "took"):
         table.add_column(column, no_wrap=True)
     table.add_column("note", overflow="fold")
     for status, style in STYLES.items():
@@ -107,6 +110,7 @@ def sections(title: str, found: Sequence[Standing]) -> RenderableType:
         for each in rows[:ROWS_PER_STATUS]:
             table.add_row(
                 Text(status, style), escape(each.case_id),
+                escape(each.case.strategy if each.case else ""),
                 took(each), escape(note(each)),
             )  # fmt: skip
         if len(rows) > ROWS_PER_STATUS:
