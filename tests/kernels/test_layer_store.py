@@ -40,14 +40,14 @@ def store(tmp_path: Path) -> Iterator[FileStore]:
 
 
 def fetched(store: FileStore | HostStore, unit: Unit) -> torch.Tensor:
-    slot = page_aligned(unit.num_bytes)
+    slot, queue = page_aligned(unit.num_bytes), HostQueue()
     fetch = (
         FromFiles(store, [unit], CPU)
         if isinstance(store, FileStore)
         else HostToCpu(store, [unit])
     )
     try:
-        fetch.start(0, slot, None).wait(HostQueue())
+        fetch.start(0, slot, queue.record()).wait(queue)
     finally:
         fetch.close()
     return slot
