@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import why_not
+from machine import NoSlurm, why_not
 from site_of_tests import Site
 from virtual_slurm import VirtualSlurm
 
@@ -23,21 +23,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def demand_slurm() -> None:
     """Skip where there can be no real Slurm; in CI that is an error."""
-    reason = why_not()
-    if reason and os.environ.get("CI"):
+    if reason := why_not():
+        _refuse(reason)
+
+
+def _refuse(reason: str) -> None:
+    if os.environ.get("CI"):
         pytest.fail(f"CI must run the tests on a real Slurm: {reason}")
-    if reason:
-        pytest.skip(reason)
+    pytest.skip(reason)
 
 
 def _start(
     tmp_path_factory: pytest.TempPathFactory, accounting: bool
 ) -> Iterator[VirtualSlurm]:
     demand_slurm()
-    with VirtualSlurm(
-        tmp_path_factory.mktemp("slurm"), accounting=accounting
-    ) as cluster:
+    cluster = VirtualSlurm(tmp_path_factory.mktemp("slurm"), accounting=accounting)
+    try:
+        try:
+            cluster.start()
+        except NoSlurm as error:  # packages that cannot be installed
+            _refuse(str(error))
         yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture(scope="session")
