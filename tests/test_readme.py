@@ -7,6 +7,7 @@ import click
 import pytest
 
 from orchestrator.cli import orch
+from orchestrator.grids.grid import load_grid
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = CHECKOUT / "README.md"
@@ -69,3 +70,12 @@ def test_every_orch_command_and_option_it_names_exists() -> None:
         assert {
             word.split("=")[0] for word in words if word.startswith("--")
         } <= options, line
+
+
+def test_the_grid_it_shows_is_one(tmp_path: Path) -> None:
+    block = re.search(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    assert block
+    file = tmp_path / "grid.yaml"
+    file.write_text(block[1])
+    cases = load_grid(file, dry_run=True).cases
+    assert {case.gpus for case in cases} == {1, 2, 4}
