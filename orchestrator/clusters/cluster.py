@@ -128,13 +128,17 @@ class Cluster(BaseModel):
         return device.memory_bytes if device.is_gpu else device.host_memory_bytes
 
     def host_memory_bytes(self, case: Case) -> int | None:
-        """Main memory of one node that the job of `case` has."""
+        """Most main memory of one node that the job of `case` can have.
+
+        A job asks for its ranks' share; for all of the node's where weights wait there.
+        """
         if self.kind == "local":
             from orchestrator.clusters.hardware import host_memory_bytes
 
             return host_memory_bytes()
         device = self.devices[self.device or ""]
-        return device.host_memory_bytes * min(case.gpus, device.per_node)
+        ranks = device.per_node if device.is_gpu else min(case.gpus, device.per_node)
+        return device.host_memory_bytes * ranks
 
     def unsuitable(self, case: Case) -> str | None:
         """Why `case` cannot run on this cluster's device at all, or None."""

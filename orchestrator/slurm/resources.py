@@ -9,6 +9,8 @@ from orchestrator.case import Case
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.clusters.parts import Device, Route
 from orchestrator.errors import InputError
+from orchestrator.forecast import forecast
+from orchestrator.grids.models import shape_of
 from orchestrator.units import slurm_time
 
 TEARDOWN_S = 60
@@ -54,7 +56,7 @@ def resources(cluster: Cluster, case: Case, cases_per_job: int = 1) -> Resources
         nodes=nodes,
         ranks_per_node=ranks,
         cpus_per_task=device.cpus * share,
-        memory_mib=device.host_memory_bytes * share // 2**20,
+        memory_mib=_memory_bytes(cluster, device, case, nodes, share) // 2**20,
         time_s=time_s,
         device=name,
         gpus=_gpus(cluster, device, nodes, ranks),
@@ -72,6 +74,18 @@ def _nodes(gpus: int, device: Device) -> int:
         for nodes in range(math.ceil(gpus / device.per_node), gpus + 1)
         if gpus % nodes == 0
     )
+
+
+def _memory_bytes(
+    cluster: Cluster, device: Device, case: Case, nodes: int, share: int
+) -> int:
+    """The ranks' share of a node; more of it where the case's weights wait in main memory."""
+    usual = device.host_memory_bytes * share
+    if not (device.is_gpu and case.spread.offloads):
+        return usual
+    need = forecast(case, shape_of(case)).host_bytes // nodes
+    # The forecast is a floor; an eighth more for what it does not know.
+    return max(usual, min(need + need // 8, cluster.host_memory_bytes(case) or need))
 
 
 def routes_for(cluster: Cluster) -> list[Route]:

@@ -1,6 +1,7 @@
 """Cluster profiles: their schema, what they make of a case, and how the site is known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,28 @@ def test_a_qos_that_is_not_for_everyone_is_taken_only_when_named() -> None:
         sol(qos="debug", case_time="20min")
 
 
-def test_memory_is_that_of_the_device_and_of_the_ranks_on_a_node() -> None:
+def test_memory_is_that_of_the_device_and_what_a_node_can_give() -> None:
     profile = load_cluster("sol")
     assert profile.device_memory_bytes(case_of(2)) == 79 * GIB
-    assert profile.host_memory_bytes(case_of(2)) == 240 * GIB
+    assert profile.host_memory_bytes(case_of(2)) == 480 * GIB
     assert profile.host_memory_bytes(case_of(8)) == 480 * GIB
+
+
+def test_weights_that_wait_in_main_memory_ask_for_more_than_the_share_of_a_gpu() -> (
+    None
+):
+    profile = load_cluster("sol")
+    large = Case(
+        model="llama-2-70b",
+        random=KNOWN["llama-2-70b"],
+        strategy="zero-offload",
+        spread=Strategy(names=("zero-offload",)),
+        gpus=1,
+    )
+    assert 129 < resources(profile, large).memory_mib / 1024 <= 480
+    in_files = replace(large.spread, source="disk")
+    on_disk = large.model_copy(update={"spread": in_files})
+    assert resources(profile, on_disk).memory_mib == 120 * 1024
 
 
 def test_ranks_on_cores_share_the_memory_they_ask_for() -> None:
