@@ -93,7 +93,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
         (["status", "--study", "fuor"], "did you mean 'four'"),
         (["status", "--study", "../four"], "letters, digits"),
         (
-            ["submit", "--grid", "jobs/grids/demo.yaml", "--study", "", "--dry-run"],
+            ["submit", "--grid", "jobs/grids/report.yaml", "--study", "", "--dry-run"],
             "letters",
         ),
         (["status", "--watch", "--json"], "not both"),
