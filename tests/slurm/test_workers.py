@@ -37,6 +37,12 @@ GRID: dict[str, Any] = {
 ENDLESS = {"strategy": "tensor", "gpus": 2, "repeats": 100_000}
 
 
+ACCOUNTING = [
+    pytest.param(True, id="with_accounting"),
+    pytest.param(False, id="without_accounting"),
+]
+
+
 class Desk:
     """`orch` of this checkout, with results and a profile of its own."""
 
@@ -105,19 +111,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(accounted_slurm: VirtualSlurm, tmp_path: Path) -> Desk:
-    """On the cluster with accounting."""
-    return Desk(accounted_slurm, tmp_path)
-
-
-@pytest.fixture
-def plain_desk(
-    without_accounting: VirtualSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Desk:
-    """On the cluster without accounting."""
-    without_accounting.refresh()
-    monkeypatch.setenv("SLURM_CONF", without_accounting.environment["SLURM_CONF"])
-    return Desk(without_accounting, tmp_path)
+def desk(slurm: VirtualSlurm, tmp_path: Path) -> Desk:
+    """On each kind of cluster, with accounting and without."""
+    return Desk(slurm, tmp_path)
 
 
 def test_two_nodes_of_two_ranks_give_the_same_ids_as_one_process(desk: Desk) -> None:
@@ -167,8 +163,8 @@ def test_a_killed_rank_ends_its_case_within_seconds_and_not_the_next(
     assert desk.leavings() == []
 
 
-def test_a_hung_rank_is_ended_at_the_cases_time(plain_desk: Desk) -> None:
-    desk = plain_desk
+def test_a_hung_rank_is_ended_at_the_cases_time(desk: Desk) -> None:
+    desk = desk
     desk.submit([ENDLESS], case_time="25s")
     desk.slurm.wait(desk.has(2), "two ranks", 120)
     os.kill(desk.workers()[-1].pid, signal.SIGSTOP)
@@ -200,14 +196,18 @@ def test_a_job_that_slurm_ends_files_a_record_with_the_cause(
     assert desk.leavings() == []
 
 
-@pytest.fixture
+@pytest.fixture(params=ACCOUNTING)
 def small_memory(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[VirtualSlurm]:
     """A node that kills what uses more memory than was asked for."""
     demand_slurm()
     folder = tmp_path_factory.mktemp("small")
-    with VirtualSlurm(folder, nodes=1, accounting=False, enforce_memory=True) as slurm:
+    with VirtualSlurm(
+        folder, nodes=1, accounting=request.param, enforce_memory=True
+    ) as slurm:
         monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
         yield slurm
 
@@ -228,9 +228,9 @@ def test_too_little_main_memory_is_the_cause(
     assert desk.leavings() == []
 
 
-@pytest.fixture
+@pytest.fixture(params=ACCOUNTING)
 def small_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[VirtualSlurm]:
     """A cluster that has results on a disk of a megabyte."""
     demand_slurm()
@@ -239,7 +239,8 @@ def small_disk(
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     subprocess.run(mount, check=True)
     try:
-        with VirtualSlurm(tmp_path / "slurm", nodes=1, accounting=False) as slurm:
+        folder = tmp_path / "slurm"
+        with VirtualSlurm(folder, nodes=1, accounting=request.param) as slurm:
             monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
             yield slurm
     finally:
