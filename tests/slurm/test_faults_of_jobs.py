@@ -227,10 +227,7 @@ def test_a_job_that_slurm_forgot_is_lost_and_its_id_is_nobody_elses(site: Site) 
 
 
 @pytest.mark.parametrize("damage", ["", '{"schema_version": 1, "case"', "{}"])
-def test_a_record_that_was_cut_short_is_no_result(
-    accounted_site: Site, damage: str
-) -> None:
-    site = accounted_site
+def test_a_record_that_was_cut_short_is_no_result(site: Site, damage: str) -> None:
     one_case(site)
     site.drained()
     (record,) = site.box.records()
@@ -245,9 +242,8 @@ def test_a_record_that_was_cut_short_is_no_result(
 
 
 def test_a_study_whose_jobs_folder_was_lost_still_tells_what_is_done(
-    accounted_site: Site,
+    site: Site,
 ) -> None:
-    site = accounted_site
     one_case(site)
     site.drained()
     shutil.rmtree(site.box.results / "quick/jobs")
@@ -256,9 +252,8 @@ def test_a_study_whose_jobs_folder_was_lost_still_tells_what_is_done(
 
 @pytest.mark.parametrize("skew", ["+3h", "-3h"])
 def test_a_node_whose_clock_is_wrong_loses_and_doubles_nothing(
-    accounted_site: Site, skew: str
+    site: Site, skew: str
 ) -> None:
-    site = accounted_site
     install({"faketime": "faketime"})
     (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
     wrong = {"LD_PRELOAD": str(library), "FAKETIME": skew, "QUICK_CASE_S": "3"}
