@@ -26,17 +26,18 @@ if __name__ == "__main__":
 from pydantic import ValidationError
 from torch.distributed.elastic.multiprocessing.errors import record as with_traceback
 
-from jobs import gates, timing, trace
+from jobs import gates, timing
 from jobs.environment import torch_facts
 from jobs.filing import file_or_keep
 from jobs.measure import Report, Work, gatherer, measure, prepare
 from jobs.progress import DONE, Board, Slot
+from jobs.tracing import trace
 from kernels.world import World, join, leave
 from orchestrator.case import Case
-from orchestrator.causes import announce
+from orchestrator.causes.finding import announce
 from orchestrator.errors import InputError, OrchError
 from orchestrator.record import Record
-from orchestrator.study import Attempt, attempt_in
+from orchestrator.study.files import Attempt, attempt_in
 
 
 @with_traceback

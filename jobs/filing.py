@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.signals import Signals
+from jobs.launch.signals import Signals
 from orchestrator.record import Record, RecordError, read_record
-from orchestrator.study import Attempt, write_whole
+from orchestrator.study.files import Attempt, write_whole
 
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 

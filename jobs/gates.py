@@ -23,7 +23,7 @@ def output_tokens(ids_BN: Tensor) -> int:
 
 def check_ids(ids_BN: Tensor, case: Case, vocab_size: int) -> list[str]:
     """Ids must be as many as asked for, and of the vocabulary."""
-    rows = case.spread.sequences(case.batch_size)
+    rows = case.strategy.sequences(case.batch_size)
     wanted = f"{rows} rows of {case.new_tokens} tokens"
     shape = "×".join(map(str, ids_BN.shape))
     if not output_tokens(ids_BN):

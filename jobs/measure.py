@@ -10,19 +10,19 @@ import torch
 import torch.distributed as dist
 
 from jobs import gates
-from jobs.balance import settled
 from jobs.checkout import expanded
 from jobs.environment import cpu_model, describe
+from jobs.profiling.balance import settled
 from jobs.progress import CHECKING, LOADING, MEASURING, WARMING, Slot
 from jobs.prompts import RANDOM, batch_of
 from jobs.timing import Stopwatch
-from jobs.trace import Traced, repeat_traced
+from jobs.tokenizer import Tokenizer, load_tokenizer
+from jobs.tracing.trace import Traced, repeat_traced
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
 from kernels.memory import peak_resident_bytes
+from kernels.parallelize import spread
 from kernels.placement import stage_layers
-from kernels.strategy import spread
-from kernels.tokenizer import Tokenizer, load_tokenizer
 from kernels.weights import Progress, RandomWeights, Weights, open_weights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine

@@ -18,7 +18,7 @@ _BYTES = 8
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankProgress:
     """Where one rank stands."""
 
     rank: int
@@ -72,18 +72,18 @@ class Board:
         """How often any rank has got on."""
         return sum(self._cells[_TICKS::_FIELDS].tolist())
 
-    def standings(self) -> list[Standing]:
+    def rank_progress(self) -> list[RankProgress]:
         """Where every rank stands that can note it here; at least one."""
         rows = [
             self._cells[start : start + _FIELDS].tolist()
             for start in range(0, len(self._cells), _FIELDS)
         ]
-        standings = [
-            Standing(rank, PHASES[phase], *rest)
+        rank_progress = [
+            RankProgress(rank, PHASES[phase], *rest)
             for rank, (phase, *rest) in enumerate(rows)
         ]
-        heard = [each for each in standings if each.ticks]
-        return standings if self._everyone_here or not heard else heard
+        heard = [each for each in rank_progress if each.ticks]
+        return rank_progress if self._everyone_here or not heard else heard
 
 
 def _file(folder: Path) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.checkout import expanded
+from jobs.tokenizer import Tokenizer
 from kernels.generate import Batch
 from kernels.shapes import ModelShape
-from kernels.tokenizer import Tokenizer
 from orchestrator.case import Case
 from orchestrator.errors import InputError
 
@@ -46,7 +46,7 @@ def batch_of(
         InputError: no tokenizer for prompts of a file, a file that is not Alpaca's schema, ids
             that the model does not have, or more tokens than it has positions.
     """
-    count = case.spread.sequences(case.batch_size)
+    count = case.strategy.sequences(case.batch_size)
     if case.prompts == RANDOM:
         prompts = _random_prompts(case, tokenizer, shape, count)
     else:

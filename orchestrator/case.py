@@ -42,9 +42,9 @@ class Case(BaseModel):
     """Shape of a model with seeded random weights, where there is no checkpoint."""
     model_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of random weights."""
-    strategy: str
+    label: str
     """Readable label, the same for every GPU count of a row; not part of the identity."""
-    spread: Strategy
+    strategy: Strategy
     """The strategy with every degree resolved for `gpus`."""
     gpus: int = Field(ge=1)
     """Ranks: one GPU each, or one worker process where there is none."""
@@ -71,7 +71,7 @@ class Case(BaseModel):
     """Generate once more, outside the measurement, and note who computed when; `flame`: and draw
     flame graphs of where the time goes."""
 
-    @field_validator("random", "spread", mode="before")
+    @field_validator("random", "strategy", mode="before")
     @classmethod
     def _no_unknown_field(cls, value: Any) -> Any:
         # pydantic drops what a plain dataclass lacks: an option of a newer orch, say
@@ -87,9 +87,9 @@ class Case(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.spread.world_size != self.gpus:
+        if self.strategy.world_size != self.gpus:
             raise ValueError(
-                f"the degrees must multiply to gpus: {self.spread.world_size} and {self.gpus}"
+                f"the degrees must multiply to gpus: {self.strategy.world_size} and {self.gpus}"
             )
         if self.path is not None and self.random is not None:
             raise ValueError("weights come from path or are random, not both")
@@ -98,7 +98,7 @@ class Case(BaseModel):
     @property
     def case_id(self) -> str:
         """Readable slug and a short hash of all that is measured; stable across machines."""
-        names = "+".join(self.spread.names)
+        names = "+".join(self.strategy.names)
         words = (self.model, names, f"{self.gpus}x", f"b{self.batch_size}")
         slug = "_".join(_slug(word) for word in (*words, _SHORT_DTYPE[self.dtype]))
         return f"{slug[:80]}-{_digest(self)}"
@@ -111,8 +111,8 @@ def _slug(text: str) -> str:
 
 def _digest(case: Case) -> str:
     # Defaults are left out, so that a field added later does not rename finished cases.
-    measured = case.model_dump(mode="json", exclude_defaults=True, exclude={"strategy"})
-    measured["spread"] = _without_defaults(case.spread)
+    measured = case.model_dump(mode="json", exclude_defaults=True, exclude={"label"})
+    measured["strategy"] = _without_defaults(case.strategy)
     if case.random is not None:
         measured["random"] = _without_defaults(case.random)
     text = json.dumps(

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from orchestrator.checkout import checkout
 from orchestrator.cli_figures import FIGURE_COMMANDS
 from orchestrator.cli_jobs import JOB_COMMANDS
-from orchestrator.cli_options import (
+from orchestrator.commands.options import (
     complete_cluster,
     complete_study,
     results_folder,
@@ -91,8 +91,8 @@ def submit(
     results: Path | None,
 ) -> None:
     """Submit the cases of a grid that are not done yet."""
-    from orchestrator.verbs import submit as verb
-    from orchestrator.verbs.plan import Request
+    from orchestrator.commands import submit as verb
+    from orchestrator.submission.plan import Request
 
     request = Request(grid, results_folder(results), cluster, study, subset, pack)
     if dry_run or test_only:
@@ -109,7 +109,7 @@ def submit(
 @results_option
 def status(study: str | None, watch: bool, as_json: bool, results: Path | None) -> None:
     """What runs, what waits, what failed and why."""
-    from orchestrator.verbs import status as verb
+    from orchestrator.commands import status as verb
 
     if watch and as_json:
         raise click.UsageError("--watch is for people: take it or --json, not both")
@@ -135,7 +135,7 @@ def collect(
     study: str | None, long: bool, kind: str, metric: str, results: Path | None
 ) -> None:
     """The comparison table: a row per model and strategy, a column per GPU count."""
-    from orchestrator.verbs import collect as verb
+    from orchestrator.commands import collect as verb
 
     folder = results_folder(results)
     gc.disable()  # see `status`

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli_options import results_folder, results_option, study_option
+from orchestrator.commands.options import results_folder, results_option, study_option
 
 
 @click.command()
@@ -29,7 +29,7 @@ def trace(
     results: Path | None,
 ) -> None:
     """Who computed when, of the cases that ran with `trace: true`."""
-    from orchestrator.verbs import trace as verb
+    from orchestrator.commands import trace as verb
 
     folder = results_folder(results)
     verb.trace(folder, study, cases, picture=picture, tokens=tokens, as_json=as_json)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli_options import (
+from orchestrator.commands.options import (
     complete_cluster,
     results_folder,
     results_option,
@@ -40,7 +40,7 @@ def logs(
     results: Path | None,
 ) -> None:
     """What the workers of CASE wrote (a case id, or a part of one that fits no other)."""
-    from orchestrator.verbs import logs as verb
+    from orchestrator.commands import logs as verb
 
     folder = results_folder(results)
     sys.exit(verb.logs(folder, study, case, attempt=attempt, follow=follow))
@@ -65,8 +65,8 @@ def cancel(
     results: Path | None,
 ) -> None:
     """End the jobs of CASEs that wait or run (case ids, parts of them, or patterns)."""
-    from orchestrator.verbs import cancel as verb
-    from orchestrator.verbs.choose import Choice
+    from orchestrator.commands import cancel as verb
+    from orchestrator.commands.selection import Choice
 
     choice = Choice(cases, statuses)
     sys.exit(
@@ -111,8 +111,8 @@ def retry(
     results: Path | None,
 ) -> None:
     """Run failed CASEs again where that can help; all of the study's where none is named."""
-    from orchestrator.verbs import retry as verb
-    from orchestrator.verbs.choose import Choice
+    from orchestrator.commands import retry as verb
+    from orchestrator.commands.selection import Choice
 
     choice = Choice(cases, statuses, causes)
     change = verb.Change(case_time, host_memory, pack, exclude, anyway)
@@ -128,7 +128,7 @@ def retry(
 )
 def clusters(cluster: str | None, as_json: bool, schema: bool) -> None:
     """The sites that are known; of CLUSTER (a name or a profile's file) all that is."""
-    from orchestrator.verbs import clusters as verb
+    from orchestrator.commands import clusters as verb
 
     sys.exit(verb.clusters(cluster, as_json=as_json, schema=schema))
 
@@ -142,7 +142,7 @@ def clusters(cluster: str | None, as_json: bool, schema: bool) -> None:
 @results_option
 def doctor(cluster: str | None, job: bool, results: Path | None) -> None:
     """Look whether everything is here that a study needs, and say what to do."""
-    from orchestrator.verbs import doctor as verb
+    from orchestrator.commands import doctor as verb
 
     sys.exit(verb.doctor(results_folder(results), cluster, job=job))
 

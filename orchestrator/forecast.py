@@ -83,28 +83,28 @@ class Forecast:
 
 def forecast(case: Case, shape: ModelShape) -> Forecast:
     """What the case needs, its model having that shape."""
-    spread = case.spread
-    one_replica = range(spread.stages * spread.tensor)
+    strategy = case.strategy
+    one_replica = range(strategy.stages * strategy.tensor)
     return Forecast(
         ranks=tuple(_rank(case, shape, rank) for rank in one_replica),
-        replicas=spread.data,
-        budget_bytes=spread.memory_budget_bytes,
-        is_balanced=spread.balance == "profiled",
+        replicas=strategy.data,
+        budget_bytes=strategy.memory_budget_bytes,
+        is_balanced=strategy.balance == "profiled",
     )
 
 
 def _rank(case: Case, shape: ModelShape, rank: int) -> RankMemory:
-    spread = case.spread
-    placement, units = _owned(spread, shape, case.dtype, rank)
-    on_device, waiting = _weights(spread, shape, units)
+    strategy = case.strategy
+    placement, units = _owned(strategy, shape, case.dtype, rank)
+    on_device, waiting = _weights(strategy, shape, units)
     width = DTYPE_BYTES[case.dtype]
-    rows = spread.in_flight or case.batch_size
+    rows = strategy.in_flight or case.batch_size
     # a prompt of unknown length counts as one token: a floor
     prompt = case.prompt_tokens or 1
     per_token = 2 * len(placement.layers) * len(placement.kv_heads) * shape.head_dim
     cached = rows * (prompt + case.new_tokens) * per_token * width
-    working = working_bytes(placement, shape, *_at_once(spread, rows, prompt), width)
-    cache_on_host = spread.offloads and spread.kv == "host"
+    working = working_bytes(placement, shape, *_at_once(strategy, rows, prompt), width)
+    cache_on_host = strategy.offloads and strategy.kv == "host"
     return RankMemory(
         rank=rank,
         weight_bytes=on_device,
@@ -114,9 +114,9 @@ def _rank(case: Case, shape: ModelShape, rank: int) -> RankMemory:
     )
 
 
-def _at_once(spread: Strategy, rows: int, prompt: int) -> tuple[int, int]:
+def _at_once(strategy: Strategy, rows: int, prompt: int) -> tuple[int, int]:
     """Rows and tokens of each that go through a layer together during the prefill."""
-    parts = spread.prefill_micro_batches or spread.micro_batches
+    parts = strategy.prefill_micro_batches or strategy.micro_batches
     if parts <= rows:
         return -(-rows // parts), prompt
     return 1, max(1, prompt * rows // parts)  # long prompts are cut too
@@ -124,30 +124,30 @@ def _at_once(spread: Strategy, rows: int, prompt: int) -> tuple[int, int]:
 
 @cache
 def _owned(
-    spread: Strategy, shape: ModelShape, dtype: str, rank: int
+    strategy: Strategy, shape: ModelShape, dtype: str, rank: int
 ) -> tuple[Placement, dict[str, Unit]]:
-    placement = place(spread, shape, rank)
+    placement = place(strategy, shape, rank)
     return placement, units_of(placement, shape, dtype)
 
 
 def _weights(
-    spread: Strategy, shape: ModelShape, units: dict[str, Unit]
+    strategy: Strategy, shape: ModelShape, units: dict[str, Unit]
 ) -> tuple[int, int]:
     """Bytes on the device, and bytes that wait in main memory."""
     sizes = {name: _content(unit) for name, unit in units.items()}
-    if not spread.offloads:
+    if not strategy.offloads:
         if shape.tied_embeddings and EMBEDDING in sizes and HEAD in sizes:
             del sizes[HEAD]  # one matrix, held once
         return sum(sizes.values()), 0
     moving = [size for name, size in sizes.items() if name not in (EMBEDDING, NORM)]
-    share = 0.0 if spread.resident == "auto" else spread.resident
+    share = 0.0 if strategy.resident == "auto" else strategy.resident
     plan = plan_offload(moving, share, None)
     streamed = [
         size for size, stays in zip(moving, plan.is_resident, strict=True) if not stays
     ]
     on_device = plan.resident_bytes + max(streamed, default=0) + sizes.get(NORM, 0)
     waiting = sum(streamed) + sizes.get(EMBEDDING, 0)
-    return on_device, waiting if spread.source == "host" else 0
+    return on_device, waiting if strategy.source == "host" else 0
 
 
 def _content(unit: Unit) -> int:
@@ -170,7 +170,7 @@ def misfit(
             is not known.
         host_memory_bytes: main memory of a node that the case has; None: not known.
         device: what a device is called.
-        nodes: over which the ranks are spread, equally many on each.
+        nodes: over which the ranks are strategy, equally many on each.
     """
     if need.budget_bytes and need.device_bytes > need.budget_bytes:
         needed, allowed = _gib(need.device_bytes, need.budget_bytes)

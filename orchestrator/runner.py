@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 
 from orchestrator.case import Case
 from orchestrator.errors import OrchError
-from orchestrator.pack import Pack
-from orchestrator.study import Study
+from orchestrator.job_spec import JobSpec
+from orchestrator.study.files import Study
 
 State = Literal["pending", "running", "ended", "unknown"]
 """`ended`: it runs no more, however it ended, or the scheduler answers and knows it no more.
@@ -46,7 +46,7 @@ class JobState:
 
 
 @dataclass(frozen=True)
-class Batch:
+class JobBatch:
     """The cases of one call of the scheduler: a tuple of cases per job."""
 
     jobs: tuple[tuple[Case, ...], ...]
@@ -60,16 +60,16 @@ class Runner(Protocol):
     name: str
     """`local` or `slurm`; stands in the ledger."""
 
-    def batches(self, cases: Sequence[Case]) -> list[Batch]:
+    def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
         """How the cases would go out; writes and starts nothing."""
 
-    def test(self, batch: Batch) -> tuple[bool, str]:
+    def test(self, batch: JobBatch) -> tuple[bool, str]:
         """Whether the batch would be taken, and what the scheduler says; submits nothing."""
 
     def timeout_s(self, case: Case) -> int | None:
         """Seconds after which the workers of one case are ended; None: the job's limit alone."""
 
-    def submit(self, study: Study, packs: Sequence[Pack]) -> list[str]:
+    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
         """Hand the packs of one batch over, in one call; they share their key.
 
         Returns:

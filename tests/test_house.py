@@ -26,11 +26,11 @@ INTEGERS = {
 BRIDGE = {
     "orchestrator.case",
     "orchestrator.record",
-    "orchestrator.study",
-    "orchestrator.pack",
+    "orchestrator.study.files",
+    "orchestrator.job_spec",
     "orchestrator.errors",
-    "orchestrator.causes",
-    "orchestrator.signatures",
+    "orchestrator.causes.finding",
+    "orchestrator.causes.signatures",
 }
 
 

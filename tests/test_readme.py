@@ -15,17 +15,10 @@ DOCUMENTS = [README, CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "results" / "READM
 
 
 def tree_entries() -> set[str]:
-    """Paths of the annotated tree, `folder/file` each; folders themselves left out."""
+    """Folders of the annotated tree."""
     block = re.search(r"```text tree\n(.*?)```", README.read_text(), re.DOTALL)
     assert block, "README.md has no ```text tree block"
-    entries, folder = set(), ""
-    for line in block[1].splitlines():
-        name = line.split("#")[0].rstrip()
-        if name and not name.startswith(" "):
-            folder = name
-        elif name:
-            entries |= {f"{folder}{part}" for part in name.split()}
-    return entries
+    return {line.split("#")[0].strip() for line in block[1].splitlines()}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
@@ -35,16 +28,15 @@ def test_every_link_into_the_checkout_leads_somewhere(document: Path) -> None:
     assert [link for link in inside if not (document.parent / link).exists()] == []
 
 
-def test_the_tree_names_every_module_and_nothing_else() -> None:
-    packages = ("orchestrator", "kernels", "jobs", "templates")
-    files = {
-        str(file.relative_to(CHECKOUT))
-        for package in packages
+def test_the_tree_names_every_folder_and_nothing_else() -> None:
+    outer = {"orchestrator", "kernels", "jobs", "templates", "tests", "results"}
+    inner = {
+        str(file.parent.relative_to(CHECKOUT))
+        for package in ("orchestrator", "kernels", "jobs")
         for file in (CHECKOUT / package).rglob("*")
-        if file.suffix in (".py", ".j2") and file.name != "__init__.py"
+        if file.suffix in (".py", ".yaml", ".json")
     }
-    named = {entry for entry in tree_entries() if entry.endswith((".py", ".j2"))}
-    assert named == files
+    assert tree_entries() == {f"{folder}/" for folder in outer | inner}
 
 
 def test_every_make_target_it_names_exists() -> None:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from kernels.device_queue import copy_on, pin, unpin, wait_on
+from kernels.offload.device_queue import copy_on, pin, unpin, wait_on
 from kernels.offload.file_store import FileStore
 from kernels.offload.layer_store import HostStore, memory_of, page_aligned
 from kernels.offload.plan import Unit

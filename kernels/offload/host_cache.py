@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from kernels.cache import Lane
-from kernels.device_queue import HostQueue, copy_on, pin, queue_of, unpin, wait_on
+from kernels.offload.device_queue import (
+    HostQueue,
+    copy_on,
+    pin,
+    queue_of,
+    unpin,
+    wait_on,
+)
 from kernels.offload.fetch import Parts
 from kernels.offload.layer_store import page_aligned
 from kernels.offload.slot_ring import Event, SlotRing

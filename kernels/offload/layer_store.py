@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.device_queue import pin, unpin
+from kernels.offload.device_queue import pin, unpin
 from kernels.offload.plan import Piece, Unit
 from kernels.weights import Weights, WeightsError
 

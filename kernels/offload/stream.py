@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.device_queue import queue_of
+from kernels.offload.device_queue import queue_of
 from kernels.offload.disk_reader import file_system
 from kernels.offload.fetch import FromFiles, HostToCpu, HostToCuda
 from kernels.offload.file_store import FileStore

@@ -1,7 +1,7 @@
 """What each layer costs in decode: time, weights, cache, hand-over. Numbers only, no torch.
 
 The layers of a Llama differ only at the ends: the first comes with the embedding, the last with
-the norm and the output head. Times are measured (`kernels.pipeline.profile_layers`) or, where
+the norm and the output head. Times are measured (`jobs.profiling.profile_layers`) or, where
 there is no device at hand, those of a memory of a given speed (`roofline`).
 """
 

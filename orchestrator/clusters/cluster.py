@@ -23,7 +23,7 @@ from orchestrator.clusters.parts import (
     Strict,
 )
 from orchestrator.errors import InputError, nearest
-from orchestrator.marked_yaml import Document, read_marked
+from orchestrator.yaml_document import Document, read_marked
 
 PROFILES = ROOT / "jobs" / "clusters"
 

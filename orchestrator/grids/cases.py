@@ -15,16 +15,16 @@ from kernels.shapes import KNOWN, ModelShape
 from orchestrator.case import Case
 from orchestrator.errors import InputError, nearest
 from orchestrator.grids.check import dotted
-from orchestrator.grids.models import (
+from orchestrator.grids.points import Point
+from orchestrator.grids.schema import FIELDS, GridFile, ModelEntry
+from orchestrator.grids.strategies import StrategyError
+from orchestrator.models import (
     checkpoint_shape,
     is_here,
     local_path,
     tokenizer_file,
 )
-from orchestrator.grids.points import Point
-from orchestrator.grids.schema import FIELDS, GridFile, ModelEntry
-from orchestrator.grids.strategies import StrategyError
-from orchestrator.marked_yaml import Document
+from orchestrator.yaml_document import Document
 
 ALPACA = "jobs/prompts/alpaca-sample.json"
 RANDOM = "random"
@@ -55,18 +55,18 @@ class CaseMaker:
     def case(self, point: Point) -> Case | None:
         """The case of that point; None where something is wrong with it, which is then noted."""
         model = self._model(point)
-        spread = self._spread(point)
-        if model is None or spread is None:
+        strategy = self._strategy(point)
+        if model is None or strategy is None:
             return None
-        sound = self._fits_model(point, model, spread)
-        sound &= self._fits_batch(point, spread)
+        sound = self._fits_model(point, model, strategy)
+        sound &= self._fits_batch(point, strategy)
         sound &= self._fits_context(point, model)
         prompts = self._prompts_of(point, model)
         if not sound or prompts is None:
             return None
         values = {name: point[name].value for name in FIELDS if name in point}
         label = values["strategy"].label
-        own = {"strategy": label, "prompts": prompts, "spread": spread}
+        own = {"label": label, "prompts": prompts, "strategy": strategy}
         return Case(**(values | own | model.source))
 
     def _refuse(self, point: Point, at: str, rule: str, names: Iterable[str]) -> None:
@@ -128,7 +128,7 @@ class CaseMaker:
         has_tokenizer = tokenizer_file(folder) is not None
         return _Model(source=source, shape=shape, has_tokenizer=has_tokenizer)
 
-    def _spread(self, point: Point) -> Strategy | None:
+    def _strategy(self, point: Point) -> Strategy | None:
         written, gpus = point["strategy"].value, point["gpus"].value
         batch_size = point["batch_size"].value
         key = (id(written), gpus, batch_size)
@@ -140,26 +140,26 @@ class CaseMaker:
                 self._refuse(point, "strategy", str(error), ("strategy", "gpus"))
         return self._spreads[key]
 
-    def _fits_model(self, point: Point, model: _Model, spread: Strategy) -> bool:
-        key = (id(model), spread)
+    def _fits_model(self, point: Point, model: _Model, strategy: Strategy) -> bool:
+        key = (id(model), strategy)
         if key not in self._fits:
-            self._fits[key] = impossible(spread, model.shape)
+            self._fits[key] = impossible(strategy, model.shape)
         for reason in self._fits[key]:
             rule = f"{reason} ({point['model'].value} on {point['gpus'].value} GPUs)"
             self._refuse(point, "strategy", rule, ("model", "strategy", "gpus"))
         return not self._fits[key]
 
-    def _fits_batch(self, point: Point, spread: Strategy) -> bool:
+    def _fits_batch(self, point: Point, strategy: Strategy) -> bool:
         batch_size = point["batch_size"].value
-        rows = spread.in_flight or batch_size
+        rows = strategy.in_flight or batch_size
         rules = []
         if rows % batch_size:
             rules.append(
                 f"in_flight must be a multiple of batch_size: {rows} and {batch_size}"
             )
-        if spread.micro_batches > rows:
+        if strategy.micro_batches > rows:
             rules.append(
-                f"a micro-batch needs at least one sequence: {spread.micro_batches} "
+                f"a micro-batch needs at least one sequence: {strategy.micro_batches} "
                 f"micro-batches for {rows} in flight; take fewer or a larger batch_size"
             )
         for rule in rules:

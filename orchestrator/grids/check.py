@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.errors import nearest
 from orchestrator.grids.schema import BAD, PATTERNS, GridFile, json_schema
-from orchestrator.marked_yaml import Document, Loc
+from orchestrator.yaml_document import Document, Loc
 
 _ROUNDS = 100
 _WHOLE = {"include": 2, "exclude": 2, "subsets": 3}

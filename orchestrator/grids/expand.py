@@ -15,7 +15,7 @@ from orchestrator.grids.check import dotted
 from orchestrator.grids.patterns import patterns_of, subsets_of, without
 from orchestrator.grids.points import Point, Value, lists_of
 from orchestrator.grids.schema import BAD, FIELDS, GridFile
-from orchestrator.marked_yaml import Document, Loc
+from orchestrator.yaml_document import Document, Loc
 
 MAX_CASES = 100_000
 

@@ -21,7 +21,7 @@ from orchestrator.grids.cases import CaseMaker
 from orchestrator.grids.check import check
 from orchestrator.grids.expand import Points, expand
 from orchestrator.grids.schema import GridFile, json_schema
-from orchestrator.marked_yaml import Document, read_marked
+from orchestrator.yaml_document import Document, read_marked
 
 __all__ = ["Grid", "json_schema", "load_grid"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.grids.check import dotted
 from orchestrator.grids.points import Point, Value, lists_of
 from orchestrator.grids.schema import BAD, GridFile
-from orchestrator.marked_yaml import Document, Loc
+from orchestrator.yaml_document import Document, Loc
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.grids.schema import BAD, FIELDS
-from orchestrator.marked_yaml import Loc
+from orchestrator.yaml_document import Loc
 
 
 @dataclass(frozen=True, slots=True)

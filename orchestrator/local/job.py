@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.checkout import checkout
 from orchestrator.local.runner import CONTROLLER, TURN, Life, with_checkout
 from orchestrator.processes import start_time
-from orchestrator.study import write_whole
+from orchestrator.study.files import write_whole
 
 _UNLIMITED_MIN = 60 * 24 * 365  # submitit's own limit of a local job is two minutes
 _ALL_DEVICES = "all"

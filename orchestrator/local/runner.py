@@ -23,10 +23,10 @@ from orchestrator.case import Case
 from orchestrator.checkout import checkout
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.errors import OrchError
-from orchestrator.pack import Pack
+from orchestrator.job_spec import JobSpec
 from orchestrator.processes import is_running, still_runs
-from orchestrator.runner import Batch, JobState
-from orchestrator.study import Study, write_whole
+from orchestrator.runner import JobBatch, JobState
+from orchestrator.study.files import Study, write_whole
 
 CONTROLLER = "controller.json"
 TURN = "turn.json"
@@ -72,11 +72,11 @@ class LocalRunner:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
 
-    def batches(self, cases: Sequence[Case]) -> list[Batch]:
+    def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
         """One job with everything."""
-        return [Batch((tuple(cases),))] if cases else []
+        return [JobBatch((tuple(cases),))] if cases else []
 
-    def test(self, batch: Batch) -> tuple[bool, str]:
+    def test(self, batch: JobBatch) -> tuple[bool, str]:
         """This machine takes every job."""
         return True, "it runs here"
 
@@ -84,10 +84,10 @@ class LocalRunner:
         """The profile's limit: nothing else ends a local job that hangs."""
         return self.cluster.case_time_s
 
-    def submit(self, study: Study, packs: Sequence[Pack]) -> list[str]:
+    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
         """Start the jobs; each is known by its folder from now on."""
         for index, pack in enumerate(packs):
-            file = study.pack_file(pack.key, index)
+            file = study.job_spec_file(pack.key, index)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, pack.model_dump_json(indent=1) + "\n", durable=False)
             _start(file)

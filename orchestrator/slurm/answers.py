@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.causes import from_slurm
+from orchestrator.causes.finding import from_slurm
+from orchestrator.causes.slurm_states import PENDING, plain_state
 from orchestrator.runner import JobState
-from orchestrator.slurm.query import Answer, Told
-from orchestrator.slurm.words import PENDING, plain_state
-from orchestrator.study import write_whole
+from orchestrator.slurm.query import Answer, SlurmJobInfo
+from orchestrator.study.files import write_whole
 
 
 class Memory:
@@ -94,12 +94,12 @@ def judge(
     return memory.last_known(job_id, queued.problem)
 
 
-def _ours(answer: Answer, job_id: str, name: str | None) -> Told | None:
+def _ours(answer: Answer, job_id: str, name: str | None) -> SlurmJobInfo | None:
     told = answer.of(job_id)
     return told if told is not None and name in (None, told.name) else None
 
 
-def _active(told: Told) -> JobState:
+def _active(told: SlurmJobInfo) -> JobState:
     return JobState(
         state="pending" if told.state in PENDING else "running",
         reason=plain_state(told.state, told.reason),
@@ -110,7 +110,9 @@ def _active(told: Told) -> JobState:
     )
 
 
-def _ended(told: Told | None, books: Told | None, problem: str) -> JobState:
+def _ended(
+    told: SlurmJobInfo | None, books: SlurmJobInfo | None, problem: str
+) -> JobState:
     if told is None:
         why = f"Slurm does not know it any more ({problem})" if problem else ""
         return JobState(state="ended", reason=why or "Slurm does not know it any more")

@@ -10,21 +10,21 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.causes.slurm_states import way_out
 from orchestrator.checkout import checkout
+from orchestrator.checks import Check, fail, passed, warn
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.slurm.resources import routes_for
 from orchestrator.slurm.submit import clean_environment
-from orchestrator.slurm.words import way_out
-from orchestrator.verbs.findings import Finding, bad, good, odd
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 
 
-def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Finding]:
+def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Check]:
     """Each thing that was looked at."""
     missing = [name for name in _COMMANDS if shutil.which(name) is None]
     if missing:
-        yield bad(
+        yield fail(
             f"no {', '.join(missing)} here",
             "run `orch` where Slurm's commands are: a login node of the cluster",
         )
@@ -32,9 +32,9 @@ def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Fi
     version = _say("sbatch", "--version")[1]
     answered, config = _say("scontrol", "show", "config")
     if not answered:
-        yield bad(f"Slurm does not answer: {config}", "wait, or ask the site's staff")
+        yield fail(f"Slurm does not answer: {config}", "wait, or ask the site's staff")
         return
-    yield good(f"{version}; its controller answers")
+    yield passed(f"{version}; its controller answers")
     yield from _accounting()
     yield from _partitions(cluster)
     yield from _devices(cluster)
@@ -43,66 +43,66 @@ def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Fi
         yield _try_job(cluster, results)
 
 
-def _accounting() -> Iterator[Finding]:
+def _accounting() -> Iterator[Check]:
     answered, said = _say("sacct", "-n", "-X", "-P", "-o", "JobID")
     if answered:
-        yield good("the accounting (sacct) answers")
+        yield passed("the accounting (sacct) answers")
     else:
-        yield odd(
+        yield warn(
             f"no accounting: {said}",
             "nothing to do: orch goes by squeue and by the records; ask within minutes why a job "
             "died",
         )
 
 
-def _partitions(cluster: Cluster) -> Iterator[Finding]:
+def _partitions(cluster: Cluster) -> Iterator[Check]:
     answered, said = _say("sinfo", "-h", "-o", "%R")
     known = set(said.split()) if answered else set()
     wanted = {route.partition for route in routes_for(cluster) if route.partition}
     if unknown := sorted(wanted - known):
-        yield odd(
+        yield warn(
             f"the profile sends jobs to {', '.join(unknown)}, which sinfo does not show here "
             f"(it shows {', '.join(sorted(known)) or 'none'})",
             f"write a profile with `extends: {cluster.name}` and your `routes`",
         )
     elif wanted:
-        yield good(f"the partitions are there: {', '.join(sorted(wanted))}")
+        yield passed(f"the partitions are there: {', '.join(sorted(wanted))}")
 
 
-def _devices(cluster: Cluster) -> Iterator[Finding]:
+def _devices(cluster: Cluster) -> Iterator[Check]:
     device = cluster.devices[cluster.device or ""]
     if not device.is_gpu or cluster.gpu_flag == "none":
         return
     _, said = _say("sinfo", "-h", "-o", "%G")
     types = sorted(set(re.findall(r"gpu:([A-Za-z_][\w.-]*)", said)))
     if "gpu" not in said:
-        yield bad(
+        yield fail(
             "sinfo shows no node with GPUs",
             "choose a device that is none (`device: cpu`) in a profile, or ask the site",
         )
     elif device.request and types and device.request not in types:
-        yield bad(
+        yield fail(
             f"no node has GPUs of type {device.request}; there are: {', '.join(types)}",
             "choose another `device`, or give its `request` in a profile",
         )
     else:
-        yield good(f"there are GPUs: {', '.join(types) or 'without a type'}")
+        yield passed(f"there are GPUs: {', '.join(types) or 'without a type'}")
 
 
-def _arrays(cluster: Cluster, config: str) -> Iterator[Finding]:
+def _arrays(cluster: Cluster, config: str) -> Iterator[Check]:
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", config)
     largest = int(found[1]) - 1 if found else None
     if cluster.arrays and largest is not None and largest < cluster.max_array:
         if largest < 1:
-            yield odd("this Slurm takes no arrays", "set `arrays: false` in a profile")
+            yield warn("this Slurm takes no arrays", "set `arrays: false` in a profile")
         else:
-            yield odd(
+            yield warn(
                 f"arrays of up to {cluster.max_array} jobs are meant, this Slurm takes {largest}",
                 f"set `max_array: {largest}` in a profile",
             )
 
 
-def _try_job(cluster: Cluster, results: Path) -> Finding:
+def _try_job(cluster: Cluster, results: Path) -> Check:
     """A job of a minute: does it start, is Python there, does it see the results folder?"""
     results.mkdir(parents=True, exist_ok=True)
     seen = results / f".orch-doctor-{uuid.uuid4().hex[:8]}"
@@ -127,13 +127,13 @@ def _try_job(cluster: Cluster, results: Path) -> Finding:
         )  # fmt: skip
     if seen.exists():
         seen.unlink()
-        return good(f"a job ran, found Python and torch, and sees {results}")
+        return passed(f"a job ran, found Python and torch, and sees {results}")
     if answered:
-        return bad(
+        return fail(
             f"a job ran, but what it wrote to {results} is not seen here",
             "give a folder that all nodes share with --results",
         )
-    return bad(f"a job did not get through: {said}", way_out(said))
+    return fail(f"a job did not get through: {said}", way_out(said))
 
 
 def _say(*command: str, timeout_s: float = 60) -> tuple[bool, str]:

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from orchestrator.causes.slurm_states import ENDED, PENDING, RUNNING
 from orchestrator.slurm.submit import clean_environment
-from orchestrator.slurm.words import ENDED, PENDING, RUNNING
 from orchestrator.units import slurm_seconds
 
 TIMEOUT_S = 60
@@ -21,7 +21,7 @@ _INDICES = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class SlurmJobInfo:
     """What one of Slurm's commands says of one job."""
 
     state: str
@@ -45,10 +45,10 @@ class Told:
 class Answer:
     """The answer of one command, or why there is none."""
 
-    jobs: Mapping[str, Told] | None
+    jobs: Mapping[str, SlurmJobInfo] | None
     problem: str = ""
 
-    def of(self, job_id: str) -> Told | None:
+    def of(self, job_id: str) -> SlurmJobInfo | None:
         """What was said of one job; of an array that ended before it began Slurm keeps one line."""
         jobs = self.jobs or {}
         return jobs.get(job_id) or jobs.get(job_id.partition("_")[0])
@@ -124,15 +124,15 @@ def jobs_named(names: Iterable[str], since: str) -> tuple[Answer, Answer]:
     )
 
 
-def parse_squeue(text: str) -> dict[str, Told]:
+def parse_squeue(text: str) -> dict[str, SlurmJobInfo]:
     """Job id → what squeue printed of it."""
-    told: dict[str, Told] = {}
+    told: dict[str, SlurmJobInfo] = {}
     for line in text.splitlines():
         fields = line.split("|", len(_SQUEUE) - 1)
         if len(fields) < len(_SQUEUE):
             continue
         job_id, state, elapsed, limit, nodes, name, reason = fields
-        one = Told(
+        one = SlurmJobInfo(
             state=_word(state),
             name=name,
             elapsed_s=slurm_seconds(elapsed),
@@ -144,9 +144,9 @@ def parse_squeue(text: str) -> dict[str, Told]:
     return told
 
 
-def parse_sacct(text: str) -> dict[str, Told]:
+def parse_sacct(text: str) -> dict[str, SlurmJobInfo]:
     """Job id → what sacct printed of it; what a step suffered counts for its job."""
-    told: dict[str, Told] = {}
+    told: dict[str, SlurmJobInfo] = {}
     starved: set[str] = set()
     for line in text.splitlines():
         fields = line.split("|")
@@ -157,7 +157,7 @@ def parse_sacct(text: str) -> dict[str, Told]:
         if step:
             starved |= {job} if _word(state) == "OUT_OF_MEMORY" else set()
             continue
-        one = Told(
+        one = SlurmJobInfo(
             state=_word(state),
             name="|".join(name),
             elapsed_s=slurm_seconds(elapsed),

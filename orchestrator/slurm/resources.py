@@ -10,7 +10,7 @@ from orchestrator.clusters.cluster import Cluster
 from orchestrator.clusters.parts import Device, Route
 from orchestrator.errors import InputError
 from orchestrator.forecast import forecast
-from orchestrator.grids.models import shape_of
+from orchestrator.models import shape_of
 from orchestrator.units import slurm_time
 
 TEARDOWN_S = 60
@@ -81,7 +81,7 @@ def _memory_bytes(
 ) -> int:
     """The ranks' share of a node; more of it where the case's weights wait in main memory."""
     usual = device.host_memory_bytes * share
-    if not (device.is_gpu and case.spread.offloads):
+    if not (device.is_gpu and case.strategy.offloads):
         return usual
     need = forecast(case, shape_of(case)).host_bytes // nodes
     # The forecast is a floor; an eighth more for what it does not know.

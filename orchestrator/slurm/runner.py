@@ -17,15 +17,15 @@ from pathlib import Path
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.errors import InputError, OrchError
-from orchestrator.ledger import Submission, read_ledger
-from orchestrator.pack import Pack
-from orchestrator.runner import Batch, JobState, Unanswered
+from orchestrator.job_spec import JobSpec
+from orchestrator.runner import JobBatch, JobState, Unanswered
 from orchestrator.slurm import query as slurm_query
 from orchestrator.slurm.answers import Memory, judge
 from orchestrator.slurm.resources import Resources, resources
 from orchestrator.slurm.script import SCRIPT, job_name, render
 from orchestrator.slurm.submit import clean_environment, submit_packs
-from orchestrator.study import Study, write_whole
+from orchestrator.study.files import Study, write_whole
+from orchestrator.study.ledger import Submission, read_ledger
 from orchestrator.units import slurm_time
 
 _PER_CALL = 2000
@@ -40,7 +40,7 @@ class SlurmRunner:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
 
-    def batches(self, cases: Sequence[Case]) -> list[Batch]:
+    def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
         """Cases of one shape together, in the order of their first; as arrays where allowed."""
         shapes: dict[Resources, list[Case]] = {}
         for case in cases:
@@ -54,7 +54,7 @@ class SlurmRunner:
             for start in range(0, len(jobs), at_once)
         ]
 
-    def _batch(self, jobs: list[tuple[Case, ...]]) -> Batch:
+    def _batch(self, jobs: list[tuple[Case, ...]]) -> JobBatch:
         need = self._need(jobs)
         facts = {
             "partition": need.partition or "(default)",
@@ -64,7 +64,7 @@ class SlurmRunner:
             "time": slurm_time(need.time_s),
             "script": self._script(need, "KEY", len(jobs), _summary("STUDY", jobs)),
         }
-        return Batch(tuple(jobs), facts)
+        return JobBatch(tuple(jobs), facts)
 
     def _need(self, jobs: Sequence[Sequence[Case]]) -> Resources:
         return resources(self.cluster, jobs[0][0], max(map(len, jobs)))
@@ -77,14 +77,14 @@ class SlurmRunner:
         share = self.cluster.case_time_s
         return share - min(60, share // 10)
 
-    def submit(self, study: Study, packs: Sequence[Pack]) -> list[str]:
+    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
         """File the packs and submit them by one sbatch."""
         key = packs[0].key
         folder = study.job_dir(key)
         _refuse_placeholders(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for index, pack in enumerate(packs):
-            file = study.pack_file(key, index)
+            file = study.job_spec_file(key, index)
             write_whole(file, pack.model_dump_json(indent=1) + "\n", durable=False)
         first = [study.read_case(each.case_id) for each in packs[0].cases]
         sizes = [tuple(first)] * len(packs)
@@ -97,7 +97,7 @@ class SlurmRunner:
 
         return submit_packs(
             folder,
-            [study.pack_file(key, index) for index in range(len(packs))],
+            [study.job_spec_file(key, index) for index in range(len(packs))],
             self.cluster.python or sys.executable,
             script,
             self.cluster.submit_s,
@@ -160,7 +160,7 @@ class SlurmRunner:
         for start in range(0, len(ids), _PER_CALL):
             _scancel(ids[start : start + _PER_CALL])
 
-    def test(self, batch: Batch) -> tuple[bool, str]:
+    def test(self, batch: JobBatch) -> tuple[bool, str]:
         """Ask Slurm itself whether it would take the batch, and when; submits nothing."""
         try:
             done = subprocess.run(

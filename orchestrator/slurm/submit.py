@@ -17,9 +17,9 @@ from submitit import helpers
 from submitit.core import core, utils
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
+from orchestrator.causes.slurm_states import is_uncertain, way_out
 from orchestrator.errors import OrchError
 from orchestrator.runner import Unanswered
-from orchestrator.slurm.words import is_uncertain, way_out
 
 _INHERITED = re.compile(r"(SLURM|SBATCH|SRUN|SQUEUE|SACCT|SALLOC|SCANCEL|SINFO)_")
 _KEPT = frozenset(

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.case import Case
 from orchestrator.record import Record
-from orchestrator.standing import Standing
+from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.metrics import sequences
 
 EXACT = frozenset({"float32", "float64"})
@@ -25,7 +25,7 @@ _WORK = (
 )  # fmt: skip
 
 
-def ids_agree(found: Iterable[Standing]) -> dict[str, bool]:
+def ids_agree(found: Iterable[CaseStatus]) -> dict[str, bool]:
     """Case id → whether its ids are the reference's; without those nothing compares with."""
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for each in found:
@@ -40,7 +40,7 @@ def ids_agree(found: Iterable[Standing]) -> dict[str, bool]:
     return agrees
 
 
-def void(found: Iterable[Standing], agrees: Mapping[str, bool]) -> frozenset[str]:
+def void(found: Iterable[CaseStatus], agrees: Mapping[str, bool]) -> frozenset[str]:
     """Ids of the cases whose numbers do not count."""
     return frozenset(
         each.case_id
@@ -84,7 +84,7 @@ def _work(record: Record) -> tuple[Any, ...]:
 
 def _reference(records: Sequence[Record]) -> str | None:
     """The digest to compare with; None, which nothing equals, where two are equally likely."""
-    single = [each for each in records if each.case.spread.names == ("single",)]
+    single = [each for each in records if each.case.strategy.names == ("single",)]
     counted = Counter(each.ids_digest for each in single or records).most_common(2)
     if len(counted) == 2 and counted[0][1] == counted[1][1]:
         return None

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from kernels.placement import Strategy
 from orchestrator.case import Case
 from orchestrator.record import Record
-from orchestrator.standing import Standing
+from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.metrics import FACTS, METRICS, measure, runs, sequences
 
 Kind = Literal["text", "int", "float", "bool"]
@@ -45,7 +45,7 @@ _OF_ATTEMPT: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
     "changes": ("text", lambda record: _inside(record, "code", "changes")),
     "torch": ("text", lambda record: _inside(record, "versions", "torch")),
 }
-_OF_STANDING: dict[str, tuple[Kind, Callable[[Standing], Any]]] = {
+_OF_STANDING: dict[str, tuple[Kind, Callable[[CaseStatus], Any]]] = {
     "attempt": ("int", lambda each: each.attempt),
     "job_id": ("text", lambda each: each.job_id),
     "elapsed_s": ("float", lambda each: each.elapsed_s),
@@ -73,7 +73,7 @@ COLUMNS = _columns()
 """Name → kind, in the order they are written."""
 
 
-def long_row(each: Standing, ids_agree: bool | None = None) -> dict[str, Cell]:
+def long_row(each: CaseStatus, ids_agree: bool | None = None) -> dict[str, Cell]:
     """One case; None where a column does not apply. Numbers only where the record is ok."""
     row: dict[str, Cell] = dict.fromkeys(COLUMNS)
     row["ids_agree"] = ids_agree
@@ -89,10 +89,11 @@ def long_row(each: Standing, ids_agree: bool | None = None) -> dict[str, Cell]:
 
 
 def _case_cells(case: Case) -> dict[str, Cell]:
-    cells = {name: getattr(case, name) for name in _OF_CASE | _MORE_OF_CASE}
+    names = (_OF_CASE | _MORE_OF_CASE).keys() - {"strategy"}
+    cells = {name: getattr(case, name) for name in names} | {"strategy": case.label}
     cells["trace"] = str(case.trace).lower() if case.trace else None
-    cells |= {name: getattr(case.spread, name) for name in _OF_SPREAD}
-    return cells | {"options": options(case.spread)}
+    cells |= {name: getattr(case.strategy, name) for name in _OF_SPREAD}
+    return cells | {"options": options(case.strategy)}
 
 
 _OPTIONS = {

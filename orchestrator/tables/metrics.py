@@ -20,7 +20,7 @@ Value = float | None
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredSample:
     """One sample and the record it belongs to."""
 
     record: Record
@@ -42,7 +42,7 @@ class Run:
         return sorted(map(sub, self.times[1:], self.times))
 
 
-Metric = Callable[[Run], Value]
+Metric = Callable[[MeasuredSample], Value]
 Fact = Callable[[Record], Value]
 
 METRICS: dict[str, Metric] = {}
@@ -63,7 +63,7 @@ def _fact(function: Fact) -> Fact:
 
 def sequences(record: Record) -> int:
     """S: all sequences of one generation, those of every replica and all in flight."""
-    return record.case.spread.sequences(record.case.batch_size)
+    return record.case.strategy.sequences(record.case.batch_size)
 
 
 def _ratio(amount: float, seconds: float) -> Value:
@@ -71,79 +71,79 @@ def _ratio(amount: float, seconds: float) -> Value:
 
 
 @_metric
-def output_tok_per_s(run: Run) -> Value:
+def output_tok_per_s(run: MeasuredSample) -> Value:
     """N / t[T-1]: tokens of the whole batch per second, prefill included."""
     return _ratio(run.record.output_tokens, run.times[-1])
 
 
 @_metric
-def decode_tok_per_s(run: Run) -> Value:
+def decode_tok_per_s(run: MeasuredSample) -> Value:
     """(N - S) / (t[T-1] - t[0]): tokens of the whole batch per second after the first one."""
     return _ratio(run.record.output_tokens - sequences(run.record), run.decode_s)
 
 
 @_metric
-def seq_tok_per_s(run: Run) -> Value:
+def seq_tok_per_s(run: MeasuredSample) -> Value:
     """N / S / t[T-1]: tokens per second that the reader of one sequence sees."""
     return _ratio(run.record.output_tokens / sequences(run.record), run.times[-1])
 
 
 @_metric
-def steps_per_s(run: Run) -> Value:
+def steps_per_s(run: MeasuredSample) -> Value:
     """(T - 1) / (t[T-1] - t[0]): decode steps per second, however many sequences."""
     return _ratio(len(run.times) - 1, run.decode_s)
 
 
 @_metric
-def prefill_tok_per_s(run: Run) -> Value:
+def prefill_tok_per_s(run: MeasuredSample) -> Value:
     """Prompt tokens, padding not counted, / t[0]."""
     return _ratio(sum(run.record.prompt_lengths), run.times[0])
 
 
 @_metric
-def ttft_s(run: Run) -> Value:
+def ttft_s(run: MeasuredSample) -> Value:
     """t[0]: time to first token, which is the prefill and its choice."""
     return run.times[0]
 
 
 @_metric
-def tpot_s(run: Run) -> Value:
+def tpot_s(run: MeasuredSample) -> Value:
     """(t[T-1] - t[0]) / (T - 1): time per output token after the first."""
     steps = len(run.times) - 1
     return run.decode_s / steps if steps else None
 
 
 @_metric
-def itl_p50_s(run: Run) -> Value:
+def itl_p50_s(run: MeasuredSample) -> Value:
     """Median of the gaps between tokens, t[i] - t[i-1]; needs 2 of them."""
     return _gap_quantile(run, 50)
 
 
 @_metric
-def itl_p95_s(run: Run) -> Value:
+def itl_p95_s(run: MeasuredSample) -> Value:
     """95th percentile of the gaps between tokens; needs 20 of them."""
     return _gap_quantile(run, 95)
 
 
 @_metric
-def itl_p99_s(run: Run) -> Value:
+def itl_p99_s(run: MeasuredSample) -> Value:
     """99th percentile of the gaps between tokens; needs 100 of them."""
     return _gap_quantile(run, 99)
 
 
 @_metric
-def generate_s(run: Run) -> Value:
+def generate_s(run: MeasuredSample) -> Value:
     """t[T-1]: the whole generation."""
     return run.times[-1]
 
 
 @_metric
-def skew_s(run: Run) -> Value:
+def skew_s(run: MeasuredSample) -> Value:
     """Slowest rank's last token minus the fastest rank's."""
     return run.sample.skew_s
 
 
-def _gap_quantile(run: Run, percent: int) -> Value:
+def _gap_quantile(run: MeasuredSample, percent: int) -> Value:
     gaps = run.gaps
     # With fewer gaps the quantile would be the maximum under another name.
     if len(gaps) * (100 - percent) < 100:
@@ -237,12 +237,12 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(n, mean, mean - half, mean + half)
 
 
-def runs(record: Record) -> list[Run]:
+def runs(record: Record) -> list[MeasuredSample]:
     """The record's samples."""
-    return [Run(record, sample) for sample in record.samples]
+    return [MeasuredSample(record, sample) for sample in record.samples]
 
 
-def measure(samples: Sequence[Run], metric: Metric) -> Summary:
+def measure(samples: Sequence[MeasuredSample], metric: Metric) -> Summary:
     """The metric over an attempt's samples; nothing where one of them leaves it undefined."""
     values = [metric(run) for run in samples]
     known = [value for value in values if value is not None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.case import Case
 from orchestrator.errors import InputError, nearest
 from orchestrator.record import Record
-from orchestrator.standing import Standing
+from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.columns import Cell, options
 from orchestrator.tables.metrics import FACTS, METRICS, Summary, measure, runs
 from orchestrator.units import counted
@@ -33,7 +33,7 @@ class Table:
 
 
 def comparison(
-    found: Sequence[Standing], metric: str, void: Collection[str] = ()
+    found: Sequence[CaseStatus], metric: str, void: Collection[str] = ()
 ) -> Table:
     """The table of one metric.
 
@@ -103,8 +103,8 @@ def _text(case: Case, name: str) -> str:
 
 def _value(case: Case, name: str) -> Cell:
     if name == "options":
-        return options(case.spread)
-    value = getattr(case, name)
+        return options(case.strategy)
+    value = case.label if name == "strategy" else getattr(case, name)
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
@@ -127,7 +127,7 @@ def _noun(records: Sequence[Record | None]) -> str:
     return "worker" if by_cpu and all(by_cpu) else "GPU"
 
 
-def _summary(each: Standing, metric: str) -> Summary:
+def _summary(each: CaseStatus, metric: str) -> Summary:
     if each.status != "ok" or each.record is None:
         return Summary(0)
     if metric in METRICS:
@@ -136,7 +136,7 @@ def _summary(each: Standing, metric: str) -> Summary:
     return Summary(0 if value is None else 1, value)
 
 
-def _cell(each: Standing, summary: Summary) -> Cell:
+def _cell(each: CaseStatus, summary: Summary) -> Cell:
     match each.status:
         case "ok":
             return summary.mean

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from kernels.device_queue import pin, unpin
 from kernels.generate import Batch, Generation
+from kernels.offload.device_queue import pin, unpin
 from kernels.offload.layer_store import page_aligned
+from kernels.parallelize import spread
 from kernels.placement import Strategy
 from kernels.shapes import KNOWN, ModelShape, num_parameters
-from kernels.strategy import spread
 from kernels.weights import RandomWeights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine

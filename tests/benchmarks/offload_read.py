@@ -30,9 +30,9 @@ from kernels.generate import Batch, Generation
 from kernels.offload.disk_reader import BLOCK_BYTES, DiskFile, aligned
 from kernels.offload.fetch import READ_THREADS
 from kernels.offload.layer_store import memory_of, page_aligned
+from kernels.parallelize import spread
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
-from kernels.strategy import spread
 from kernels.weights import RandomWeights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine

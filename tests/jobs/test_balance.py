@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.balance import Found, cache_folder, settled, split_for
+from jobs.profiling.balance import Found, cache_folder, settled, split_for
 from kernels.pipeline.layer_costs import LayerTimes, Load
 from kernels.pipeline.partition import Link, PartitionError
 from kernels.placement import Strategy
@@ -41,7 +41,7 @@ def gatherer_of_one(_world: World) -> Callable[[Found], list[Found]]:
 
 
 def case(**changes: Any) -> Case:
-    fields = {"model": "toy", "random": SHAPE, "strategy": "pipeline", "spread": TWO}
+    fields = {"model": "toy", "random": SHAPE, "label": "pipeline", "strategy": TWO}
     return Case(**(fields | {"gpus": 2, "dtype": "float32"} | changes))
 
 
@@ -107,7 +107,9 @@ def test_a_case_that_needs_no_profile_makes_none(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     equal = Strategy(names=("model",), stages=2)
-    assert settled(case(spread=equal), SHAPE, 16, World(), gatherer_of_one).split == ()
+    assert (
+        settled(case(strategy=equal), SHAPE, 16, World(), gatherer_of_one).split == ()
+    )
     assert not cache_folder().exists()
 
 

@@ -29,7 +29,7 @@ SHAPE = ModelShape(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=64
 )
 CASE = Case(
-    model="toy", random=SHAPE, strategy="single", spread=Strategy(names=("single",)),
+    model="toy", random=SHAPE, label="single", strategy=Strategy(names=("single",)),
     gpus=1, dtype="float32", batch_size=2, prompt_tokens=5, new_tokens=4, repeats=2,
 )  # fmt: skip
 
@@ -136,7 +136,7 @@ def test_loading_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> Non
     line = LoadingLine(board.slot(0), speaks=True, every_s=0)
     line(500_000_000, 2_000_000_000)
     assert capsys.readouterr().err == "loading  25 % (0.50 of 2.00 GB)\n"
-    assert board.standings()[0].loaded == 25
+    assert board.rank_progress()[0].loaded == 25
     LoadingLine(board.slot(0), speaks=False, every_s=0)(1, 2)
     assert capsys.readouterr().err == ""
 
@@ -226,7 +226,7 @@ def test_rows_may_end_early_where_they_may_stop() -> None:
 
 def test_more_sequences_in_flight_give_more_rows() -> None:
     spread = Strategy(names=("pipeline",), schedule="async", in_flight=4)
-    case = CASE.model_copy(update={"spread": spread})
+    case = CASE.model_copy(update={"strategy": spread})
     assert gates.check_ids(torch.zeros(4, 4).long(), case, 64) == []
     assert gates.check_ids(IDS, case, 64)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs import environment
-from jobs.telemetry import oom_kills
-from jobs.torchrun import Nodes, processors, torchrun, worker_environment
+from jobs.launch.oom_kills import oom_kills
+from jobs.launch.torchrun import Nodes, processors, torchrun, worker_environment
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GIT = shutil.which("git")

@@ -19,9 +19,9 @@ from kernels.placement import Strategy
 from kernels.shapes import ModelShape
 from kernels.weights import RandomWeights
 from orchestrator.case import Case
-from orchestrator.pack import Pack, PackedCase
+from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.record import Heartbeat, Record, read_record
-from orchestrator.study import Study
+from orchestrator.study.files import Study
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHAPE = ModelShape(
@@ -41,21 +41,21 @@ def case(name: str, ranks: int, **more: Any) -> Case:
         "model": "toy", "random": SHAPE, "dtype": "float32", "batch_size": 2,
         "prompt_tokens": 6, "new_tokens": 5, "repeats": 2,
     }  # fmt: skip
-    return Case(strategy=name, spread=spread, gpus=ranks, **{**defaults, **more})
+    return Case(label=name, strategy=spread, gpus=ranks, **{**defaults, **more})
 
 
-def pack_file(
+def job_spec_file(
     folder: Path, cases: list[Case], timeouts_s: Sequence[int | None] = ()
 ) -> Path:
     study = Study(folder)
     study.create()
     for each in cases:
         study.file_case(each)
-    pack = Pack(
+    pack = JobSpec(
         study=str(folder),
         key="k",
         cases=[
-            PackedCase(case_id=each.case_id, first_attempt=1, timeout_s=timeout_s)
+            JobCase(case_id=each.case_id, first_attempt=1, timeout_s=timeout_s)
             for each, timeout_s in zip_longest(cases, timeouts_s)
         ],
     )
@@ -96,7 +96,7 @@ class Running:
     def __init__(self, folder: Path, of: Case, *options: str) -> None:
         self.case = of
         self.study = folder
-        pack = pack_file(folder, [of])
+        pack = job_spec_file(folder, [of])
         self.process = subprocess.Popen(
             command(pack, *options), cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
         )
@@ -170,7 +170,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Cas
         "tensor": case("tensor", 2, **real),
         "model": case("model", 2, **real),
     }
-    done = launch(pack_file(folder, list(cases.values())))
+    done = launch(job_spec_file(folder, list(cases.values())))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, cases
 
@@ -324,7 +324,7 @@ def test_out_of_host_memory_is_a_finding(tmp_path: Path) -> None:
         dim=4096, n_layers=4, n_heads=4, n_kv_heads=4, ffn_dim=65536, vocab_size=320
     )
     of = case("single", 1, random=large)
-    pack = pack_file(tmp_path / "study", [of])
+    pack = job_spec_file(tmp_path / "study", [of])
     limited = ["bash", "-c", 'ulimit -v 4000000; exec "$@"', "bash", *command(pack)]
     done = subprocess.run(limited, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -337,7 +337,7 @@ def test_a_case_that_takes_too_long_is_ended_and_the_next_one_runs(
     tmp_path: Path,
 ) -> None:
     endless, short = case("single", 1, repeats=LONG), case("single", 1)
-    pack = pack_file(tmp_path / "study", [endless, short], [8])
+    pack = job_spec_file(tmp_path / "study", [endless, short], [8])
     done = launch(pack)
     assert done.returncode == 0, done.stdout + done.stderr
     record = only_record(tmp_path / "study", endless)
@@ -347,7 +347,7 @@ def test_a_case_that_takes_too_long_is_ended_and_the_next_one_runs(
 
 def test_a_case_that_cannot_be_read_does_not_stop_the_next(tmp_path: Path) -> None:
     broken, sound = case("single", 1, seed=1), case("single", 1)
-    pack = pack_file(tmp_path / "study", [broken, sound])
+    pack = job_spec_file(tmp_path / "study", [broken, sound])
     Study(tmp_path / "study").case_file(broken.case_id).write_text("{")
     done = launch(pack)
     assert done.returncode == 1
@@ -357,7 +357,7 @@ def test_a_case_that_cannot_be_read_does_not_stop_the_next(tmp_path: Path) -> No
 
 def test_workers_that_cannot_be_started_are_recorded(tmp_path: Path) -> None:
     of = case("single", 1)
-    pack = pack_file(tmp_path / "study", [of])
+    pack = job_spec_file(tmp_path / "study", [of])
     # A temporary folder that passes Python's own test and then takes no folder.
     program = (
         "import sys, tempfile, jobs.launch; tempfile.tempdir = '/proc/self'; "

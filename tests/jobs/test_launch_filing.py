@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from jobs import post_mortem
 from jobs.filing import deliver, file_or_keep, kept, print_record
-from jobs.heartbeat import write_heartbeat
-from jobs.job_log import JobLog
-from jobs.launch import is_done, main
-from jobs.post_mortem import Told
+from jobs.launch import post_mortem
+from jobs.launch.heartbeat import write_heartbeat
+from jobs.launch.job_log import JobLog
+from jobs.launch.post_mortem import Symptoms
+from jobs.launch.signals import Signals
+from jobs.launch.supervisor import is_done, main
+from jobs.launch.workers import Ending
 from jobs.progress import LOADING, MEASURING, WARMING, Board
-from jobs.signals import Signals
-from jobs.workers import Ending
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
 from orchestrator.case import Case
-from orchestrator.pack import PackedCase
+from orchestrator.job_spec import JobCase
 from orchestrator.record import Cause, Heartbeat, Record, read_record
-from orchestrator.study import Attempt, Study
+from orchestrator.study.files import Attempt, Study
 
 SHAPE = ModelShape(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=64
@@ -31,8 +31,8 @@ SHAPE = ModelShape(
 CASE = Case(
     model="toy",
     random=SHAPE,
-    strategy="tensor",
-    spread=Strategy(names=("tensor",), tensor=2),
+    label="tensor",
+    strategy=Strategy(names=("tensor",), tensor=2),
     gpus=2,
     new_tokens=10,
     warmup=2,
@@ -138,7 +138,7 @@ def test_a_request_to_end_ends_the_waiting(attempt: Attempt) -> None:
 
 
 def test_a_case_is_done_when_this_packs_turn_has_a_record(study: Study) -> None:
-    packed = PackedCase(case_id=CASE.case_id, first_attempt=2)
+    packed = JobCase(case_id=CASE.case_id, first_attempt=2)
     study.open_attempt(CASE.case_id).write_record(failed("unknown", 1))
     assert not is_done(study, packed)
     study.open_attempt(CASE.case_id)
@@ -150,12 +150,12 @@ def test_a_case_is_done_when_this_packs_turn_has_a_record(study: Study) -> None:
 @pytest.mark.parametrize("cause", ["preempted", "cancelled", "node_fail"])
 def test_a_requeue_makes_an_interruption_good(study: Study, cause: Cause) -> None:
     study.open_attempt(CASE.case_id).write_record(failed(cause))
-    assert not is_done(study, PackedCase(case_id=CASE.case_id, first_attempt=1))
+    assert not is_done(study, JobCase(case_id=CASE.case_id, first_attempt=1))
 
 
 def test_a_damaged_record_does_not_make_a_case_done(study: Study) -> None:
     study.open_attempt(CASE.case_id).record_file.write_text('{"schema_version": 1')
-    assert not is_done(study, PackedCase(case_id=CASE.case_id, first_attempt=1))
+    assert not is_done(study, JobCase(case_id=CASE.case_id, first_attempt=1))
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"study": "/x", "odd": 1}'])
@@ -178,7 +178,7 @@ def test_a_rank_notes_and_another_process_reads(tmp_path: Path) -> None:
     slot.loaded(30, 120)
     slot.enter(MEASURING, run=4)
     slot.token(6)
-    first, second = board.standings()
+    first, second = board.rank_progress()
     assert (first.phase, first.ticks) == ("starting", 0)
     assert (second.phase, second.run, second.token) == ("measuring", 4, 7)
     assert second.loaded == 25
@@ -187,9 +187,9 @@ def test_a_rank_notes_and_another_process_reads(tmp_path: Path) -> None:
 
 def test_ranks_of_other_machines_are_left_out(tmp_path: Path) -> None:
     board = Board.create(tmp_path, 4, everyone_here=False)
-    assert len(board.standings()) == 4
+    assert len(board.rank_progress()) == 4
     board.slot(2).enter(WARMING)
-    assert [each.rank for each in board.standings()] == [2]
+    assert [each.rank for each in board.rank_progress()] == [2]
 
 
 def test_without_a_board_notes_go_nowhere(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def board(tmp_path: Path) -> Board:
 
 def test_a_limit_that_ended_workers_is_the_cause(board: Board) -> None:
     ending = Ending(exit_code=-9, elapsed_s=60.2, timed_out=True)
-    finding = post_mortem.explain(ending, board, Told())
+    finding = post_mortem.explain(ending, board, Symptoms())
     assert (finding.cause, finding.retryable) == ("timeout", False)
     assert "60 s" in finding.evidence[0]
     assert "generation 3, token 0" in finding.evidence[1]
@@ -248,7 +248,7 @@ def test_a_limit_that_ended_workers_is_the_cause(board: Board) -> None:
 
 def test_a_rank_that_hangs_is_named(board: Board) -> None:
     ending = Ending(exit_code=-9, elapsed_s=900, stalled=True)
-    finding = post_mortem.explain(ending, board, Told())
+    finding = post_mortem.explain(ending, board, Symptoms())
     assert finding.cause == "timeout"
     assert "rank 1 at measuring, generation 3, token 0" in finding.evidence[1]
 
@@ -272,14 +272,14 @@ def test_slurm_tells_whose_wish_a_signal_was(
 ) -> None:
     logs = {"workers": ENDED, "slurm": ""}
     logs[log] += SLURM.format(why)
-    told = Told(received=signal.SIGTERM, **logs)
+    told = Symptoms(received=signal.SIGTERM, **logs)
     finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
     assert finding.cause == cause
     assert "generation 3" in finding.evidence[-1]
 
 
 def test_a_signal_that_nobody_explains_is_somebodys_wish(board: Board) -> None:
-    told = Told(received=signal.SIGTERM, workers=ENDED)
+    told = Symptoms(received=signal.SIGTERM, workers=ENDED)
     finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
     assert (finding.cause, finding.retryable) == ("cancelled", True)
 
@@ -313,21 +313,21 @@ def test_a_signal_at_the_end_of_the_jobs_time_is_the_time_limit(
     board: Board, end: str, cause: str
 ) -> None:
     environment = {"SLURM_JOB_END_TIME": end}
-    standings = board.standings()
-    finding = post_mortem.of_signal(signal.SIGTERM, standings, environment, 1000.0)
+    rank_progress = board.rank_progress()
+    finding = post_mortem.of_signal(signal.SIGTERM, rank_progress, environment, 1000.0)
     assert finding.cause == cause
 
 
 def test_what_the_log_proves_is_the_cause(board: Board) -> None:
-    told = Told(workers="[rank1]:torch.OutOfMemoryError: CUDA out of memory")
+    told = Symptoms(workers="[rank1]:torch.OutOfMemoryError: CUDA out of memory")
     finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
     assert (finding.cause, len(finding.evidence)) == ("oom_gpu", 1)
 
 
 def test_of_an_unknown_death_it_is_told_who_was_behind(board: Board) -> None:
     ending = Ending(exit_code=-9, elapsed_s=5)
-    finding = post_mortem.explain(ending, board, Told())
+    finding = post_mortem.explain(ending, board, Symptoms())
     assert finding.cause == "unknown"
     assert "rank 1" in finding.evidence[-1]
-    killed = post_mortem.explain(ending, board, Told(oom_kills=1))
+    killed = post_mortem.explain(ending, board, Symptoms(oom_kills=1))
     assert killed.cause == "oom_host"

@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SUPERVISOR = """
 import dataclasses, json, sys
 from pathlib import Path
-from jobs.signals import Signals
-from jobs.workers import Workers, run_workers
+from jobs.launch.signals import Signals
+from jobs.launch.workers import Workers, run_workers
 
 folder, options, *command = sys.argv[1:]
 folder = Path(folder)

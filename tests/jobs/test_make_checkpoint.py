@@ -16,11 +16,11 @@ from safetensors import safe_open
 from jobs.hf_writer import hf_config
 from jobs.make_checkpoint import TOY, main, make_checkpoint, parse_bytes, shape_from
 from jobs.meta_writer import meta_params
+from jobs.tokenizer import load_tokenizer
 from jobs.toy_tokenizer import train_tokenizer
 from kernels.checkpoints.configs import from_hf, from_meta
 from kernels.checkpoints.hf import hf_name
 from kernels.shapes import KNOWN, ModelShape, RopeScaling, ShapeError, tensors
-from kernels.tokenizer import load_tokenizer
 from kernels.weights import RandomWeights, open_weights
 from orchestrator.errors import InputError
 

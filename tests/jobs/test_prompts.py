@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from jobs.prompts import batch_of, cut, prompt_text, read_prompts
+from jobs.tokenizer import Tokenizer, load_tokenizer
 from jobs.toy_tokenizer import SAMPLE, train_tokenizer
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
-from kernels.tokenizer import Tokenizer, load_tokenizer
 from orchestrator.case import Case
 from orchestrator.errors import InputError
 
@@ -32,8 +32,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def case(**changes: Any) -> Case:
     values: dict[str, Any] = {
         "model": "toy",
-        "strategy": "single",
-        "spread": Strategy(names=("single",)),
+        "label": "single",
+        "strategy": Strategy(names=("single",)),
         "gpus": 1,
         "prompts": "jobs/prompts/alpaca-sample.json",
         "prompt_tokens": None,
@@ -112,7 +112,7 @@ def test_replicas_and_batches_in_flight_have_prompts_of_their_own(
 ) -> None:
     spread = Strategy(names=("single", "data"), data=2)
     batch, lengths = batch_of(
-        case(spread=spread, gpus=2, batch_size=3), tokenizer, SHAPE
+        case(strategy=spread, gpus=2, batch_size=3), tokenizer, SHAPE
     )
     assert batch.size == len(lengths) == 6
     assert len({tuple(row) for row in batch.ids_BT.tolist()}) == 6

@@ -11,18 +11,18 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from jobs import flame, trace
-from jobs.trace import Traced
+from jobs.tracing import flame, trace
+from jobs.tracing.trace import Traced
 from kernels.generate import Batch, Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
 from kernels.spans import Span, of_events
-from kernels.strategy import spread
 from kernels.weights import RandomWeights
 from kernels.world import World
 from orchestrator.case import Case
 from orchestrator.record import read_record
-from orchestrator.study import Attempt
+from orchestrator.study.files import Attempt
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHAPE = ModelShape(
@@ -37,9 +37,9 @@ STACKS = {
 
 
 def a_case(spread: Strategy = TWO_STAGES, **changes: object) -> Case:
-    values = {"model": "toy", "random": SHAPE, "strategy": "any", "new_tokens": 3}
+    values = {"model": "toy", "random": SHAPE, "label": "any", "new_tokens": 3}
     values |= {"gpus": spread.world_size, "dtype": "float32", "prompt_tokens": 8}
-    return Case(**(values | {"spread": spread} | changes))  # type: ignore[arg-type]
+    return Case(**(values | {"strategy": spread} | changes))  # type: ignore[arg-type]
 
 
 def span(rank: int, token: int, start_s: float, end_s: float) -> Span:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape, RopeScaling
-from kernels.strategy import spread
 from kernels.weights import RandomWeights, Weights, open_weights
 from kernels.world import World
 

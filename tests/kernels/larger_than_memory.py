@@ -9,9 +9,9 @@ import sys
 import torch
 
 from kernels.generate import Batch, Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
-from kernels.strategy import spread
 from kernels.weights import RandomWeights
 from kernels.world import World
 

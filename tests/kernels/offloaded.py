@@ -8,8 +8,8 @@ import torch
 from answers import SHAPES, batch_of, random_weights
 
 from kernels.generate import Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
-from kernels.strategy import spread
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
 

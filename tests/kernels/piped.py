@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kernels.cache import Lane
 from kernels.engine import Engine
 from kernels.generate import Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
-from kernels.strategy import spread
 from kernels.world import World
 
 

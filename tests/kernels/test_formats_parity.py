@@ -95,7 +95,7 @@ def all_answers(
 
 
 @pytest.mark.parametrize(
-    "spread",
+    "strategy",
     SPREADS,
     ids=lambda spread: f"stages {spread.stages}, tensor {spread.tensor}",
 )

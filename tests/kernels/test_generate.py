@@ -17,8 +17,8 @@ from kernels.generate import (
     choose,
     gumbel_noise,
 )
+from kernels.parallelize import spread
 from kernels.placement import Strategy, split_evenly
-from kernels.strategy import spread
 from kernels.world import World
 
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ import torch
 from answers import SHAPES
 
 from kernels.generate import Batch, Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
-from kernels.strategy import spread
 from kernels.weights import RandomWeights
 from kernels.world import World
 

@@ -11,8 +11,8 @@ import torch
 from answers import SHAPES, random_weights
 
 from kernels import memory
-from kernels.device_queue import HostQueue
 from kernels.offload import layer_store
+from kernels.offload.device_queue import HostQueue
 from kernels.offload.disk_reader import ALIGNMENT, DiskFile, ReadError, file_system
 from kernels.offload.fetch import FromFiles, HostToCpu
 from kernels.offload.file_store import FileStore

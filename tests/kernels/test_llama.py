@@ -15,6 +15,7 @@ from kernels.cache import Lane
 from kernels.engine import Engine
 from kernels.generate import Batch
 from kernels.llama import Llama, RMSNorm, rotary_tables, rotate
+from kernels.parallelize import spread
 from kernels.placement import Strategy, owned_slices, place
 from kernels.shapes import (
     KNOWN,
@@ -24,7 +25,6 @@ from kernels.shapes import (
     layer_tensors,
     tensors,
 )
-from kernels.strategy import spread
 from kernels.world import World
 
 SINGLE = Strategy(names=("single",))

@@ -11,7 +11,7 @@ import torch
 from answers import SHAPES, random_weights
 from dawdling_cuda import Cuda, Gpu
 
-from kernels.device_queue import CudaQueue
+from kernels.offload.device_queue import CudaQueue
 from kernels.offload.fetch import FromFiles, HostToCuda
 from kernels.offload.file_store import FileStore
 from kernels.offload.host_cache import HostCache

@@ -9,9 +9,9 @@ import torch
 from answers import SHAPES, Answer, answers, batch_of
 
 from kernels.generate import Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape, weight_bytes
-from kernels.strategy import spread
 from kernels.weights import RandomWeights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine

@@ -7,9 +7,9 @@ import pytest
 import torch
 from ranks import Ranks
 
+from jobs.profiling.profile_layers import hop_s, profile_layers
 from kernels.pipeline.layer_costs import LayerTimes, Load, layer_costs
 from kernels.pipeline.partition import Device, partition
-from kernels.pipeline.profile_layers import hop_s, profile_layers
 from kernels.shapes import ModelShape, kv_bytes_per_token, weight_bytes
 from kernels.world import World
 

@@ -32,8 +32,8 @@ from kernels import memory
 from kernels.generate import Batch, Generation
 from kernels.offload.disk_reader import ReadError
 from kernels.offload.plan import OffloadError, plan_offload
+from kernels.parallelize import StrategyError, spread
 from kernels.placement import Strategy
-from kernels.strategy import StrategyError, spread
 from kernels.timeline import watched
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine

@@ -12,9 +12,9 @@ from kernels import timeline
 from kernels.cache import Step
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
+from kernels.parallelize import spread
 from kernels.placement import Strategy
 from kernels.spans import Span, busy
-from kernels.strategy import spread
 from kernels.timeline import clock_offset_s, watched
 from kernels.world import World
 

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from orchestrator.clusters.cluster import load_cluster
+from orchestrator.commands.submit import hand_in
 from orchestrator.grids.grid import Grid
-from orchestrator.ledger import read_ledger
-from orchestrator.pack import Pack
-from orchestrator.runner import Batch, JobState
-from orchestrator.study import Study
-from orchestrator.verbs.plan import Request, Target
-from orchestrator.verbs.submit import hand_in
+from orchestrator.job_spec import JobSpec
+from orchestrator.runner import JobBatch, JobState
+from orchestrator.study.files import Study
+from orchestrator.study.ledger import read_ledger
+from orchestrator.submission.plan import Request, Target
 from tests.orchestrator.made import a_case
 from tests.orchestrator.quick_launch import work
 
@@ -36,21 +36,21 @@ class ForkRunner:
 
     name = "fork"
 
-    def batches(self, cases: Sequence[object]) -> list[Batch]:
+    def batches(self, cases: Sequence[object]) -> list[JobBatch]:
         if not cases:
             return []
         return (
-            [Batch((tuple(cases[:1]), tuple(cases[1:])))]
+            [JobBatch((tuple(cases[:1]), tuple(cases[1:])))]
             if cases[1:]
-            else [Batch((tuple(cases),))]
+            else [JobBatch((tuple(cases),))]
         )
 
     def timeout_s(self, case: object) -> None:
         return None
 
-    def submit(self, study: Study, packs: Sequence[Pack]) -> list[str]:
+    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
         for index, pack in enumerate(packs):
-            file = study.pack_file(pack.key, index)
+            file = study.job_spec_file(pack.key, index)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(pack.model_dump_json())
         if os.fork() == 0:
@@ -59,12 +59,12 @@ class ForkRunner:
             os._exit(0)
         return [f"{pack.key}.{index}" for index, pack in enumerate(packs)]
 
-    def _jobs(self, study: Study, packs: Sequence[Pack]) -> None:
+    def _jobs(self, study: Study, packs: Sequence[JobSpec]) -> None:
         (study.job_dir(packs[0].key) / "started").touch()
         with (study.folder / "machine").open("w") as machine:
             fcntl.flock(machine, fcntl.LOCK_EX)
             for index, pack in enumerate(packs):
-                work(study.pack_file(pack.key, index))
+                work(study.job_spec_file(pack.key, index))
         (study.job_dir(packs[0].key) / "ended").touch()
 
     def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:

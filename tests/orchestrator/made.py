@@ -7,9 +7,9 @@ from typing import Any
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
 from orchestrator.case import Case
-from orchestrator.ledger import Entry, LedgerWriter
 from orchestrator.record import RankFacts, Record, Sample
-from orchestrator.study import Study
+from orchestrator.study.files import Study
+from orchestrator.study.ledger import Entry, LedgerWriter
 
 SHAPE = ModelShape(
     dim=64, n_layers=4, n_heads=8, n_kv_heads=4, ffn_dim=128, vocab_size=256
@@ -17,12 +17,12 @@ SHAPE = ModelShape(
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def a_case(strategy: str = "tensor", gpus: int = 1, **changes: Any) -> Case:
+def a_case(name: str = "tensor", gpus: int = 1, **changes: Any) -> Case:
     """A case of a toy model with random weights."""
-    degrees = {"tensor": gpus} if strategy == "tensor" else {"stages": gpus}
+    degrees = {"tensor": gpus} if name == "tensor" else {"stages": gpus}
     values = {
-        "model": "toy", "random": SHAPE, "strategy": strategy, "gpus": gpus,
-        "spread": Strategy(names=(strategy,), **degrees), "batch_size": 2,
+        "model": "toy", "random": SHAPE, "label": name, "gpus": gpus,
+        "strategy": Strategy(names=(name,), **degrees), "batch_size": 2,
         "new_tokens": 3, "dtype": "float32",
     }  # fmt: skip
     return Case(**(values | changes))

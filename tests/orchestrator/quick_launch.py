@@ -13,21 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.case import Case
-from orchestrator.pack import Pack, PackedCase
+from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.record import RankFacts, Record, Sample
-from orchestrator.study import Study, finished
+from orchestrator.study.files import Study, finished
 
 
-def work(pack_file: Path) -> None:
+def work(job_spec_file: Path) -> None:
     """Give each case of the pack a record, unless it has one."""
-    pack = Pack.model_validate_json(pack_file.read_text())
+    pack = JobSpec.model_validate_json(job_spec_file.read_text())
     study = Study(Path(pack.study))
     for packed in pack.cases:
         if not _is_done(study, packed):
             _run(study, study.read_case(packed.case_id))
 
 
-def _is_done(study: Study, packed: PackedCase) -> bool:
+def _is_done(study: Study, packed: JobCase) -> bool:
     records = finished(study, packed.case_id)
     return any(record.attempt >= packed.first_attempt for record in records)
 

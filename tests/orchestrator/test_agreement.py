@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.standing import Standing
+from orchestrator.commands.collect import collect
+from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.agreement import complaint, ids_agree, void
 from orchestrator.tables.table import comparison
-from orchestrator.verbs.collect import collect
 from tests.orchestrator.made import a_case, a_failure, a_record, a_study, file
 
 SAME, OTHER, THIRD = "aa" * 32, "bb" * 32, "cc" * 32
 
 
-def ran(digest: str, strategy: str = "tensor", gpus: int = 1, **of: object) -> Standing:
-    case = a_case(strategy, gpus, **of)
+def ran(digest: str, name: str = "tensor", gpus: int = 1, **of: object) -> CaseStatus:
+    case = a_case(name, gpus, **of)
     record = a_record(case, ids_digest=digest)
-    return Standing(case_id=case.case_id, status="ok", case=case, record=record)
+    return CaseStatus(case_id=case.case_id, status="ok", case=case, record=record)
 
 
-def told(*found: Standing) -> list[bool | None]:
+def told(*found: CaseStatus) -> list[bool | None]:
     agrees = ids_agree(found)
     return [agrees.get(each.case_id) for each in found]
 
@@ -63,11 +63,11 @@ def test_what_changes_no_id_does_not_part_the_work(of: dict[str, object]) -> Non
 
 
 def test_sequences_in_flight_are_compared_with_a_batch_of_as_many() -> None:
-    deep = a_case("pipeline", 2).spread.__class__(
+    deep = a_case("pipeline", 2).strategy.__class__(
         names=("pipeline",), stages=2, in_flight=4
     )
     found = [
-        ran(SAME, "pipeline", 2, spread=deep, batch_size=2),
+        ran(SAME, "pipeline", 2, strategy=deep, batch_size=2),
         ran(SAME, "single", batch_size=4), ran(OTHER, "single", batch_size=2),
     ]  # fmt: skip
     assert told(*found) == [True, True, None]
@@ -83,10 +83,10 @@ def test_sampled_ids_are_not_compared() -> None:
 
 def test_failures_and_open_cases_are_no_evidence() -> None:
     case = a_case("model", 2)
-    failed = Standing(
+    failed = CaseStatus(
         case_id=case.case_id, status="failed", case=case, record=a_failure(case)
     )
-    waits = Standing(case_id="x", status="pending", case=a_case("model", 4))
+    waits = CaseStatus(case_id="x", status="pending", case=a_case("model", 4))
     assert told(ran(SAME, "single"), failed, waits) == [None, None, None]
 
 
@@ -152,7 +152,7 @@ def test_the_time_grows_with_the_cases_and_not_faster() -> None:
     assert taken(4000) < 20 * taken(500)
 
 
-def _timed(found: list[Standing]) -> float:
+def _timed(found: list[CaseStatus]) -> float:
     started = time.perf_counter()
     ids_agree(found)
     return time.perf_counter() - started

@@ -22,8 +22,8 @@ def case(**values: Any) -> Case:
     plain: dict[str, Any] = {
         "model": "toy",
         "random": TOY,
-        "strategy": "tensor",
-        "spread": TENSOR,
+        "label": "tensor",
+        "strategy": TENSOR,
     }
     return Case(**(plain | {"gpus": 2} | values))
 
@@ -39,7 +39,7 @@ def case(**values: Any) -> Case:
         ),
         (
             case(
-                spread=Strategy(
+                strategy=Strategy(
                     names=("pipeline", "tensor"),
                     stages=2,
                     tensor=2,
@@ -59,7 +59,7 @@ def test_ids_of_known_cases_stay_what_they_are(made: Case, case_id: str) -> None
 
 CHANGES: dict[str, Any] = {
     "model": "other", "random": replace(TOY, rope_theta=5e5), "model_seed": 1,
-    "spread": replace(TENSOR, names=("zero-offload",)), "dtype": "float32", "batch_size": 1,
+    "strategy": replace(TENSOR, names=("zero-offload",)), "dtype": "float32", "batch_size": 1,
     "prompts": "jobs/prompts/alpaca-sample.json", "prompt_tokens": None, "new_tokens": 1,
     "warmup": 0, "repeats": 1, "seed": 1, "temperature": 0.5, "stop_at_eos": True,
     "trace": "flame",
@@ -72,13 +72,13 @@ def test_every_thing_that_is_measured_is_part_of_the_id(name: str) -> None:
 
 
 def test_every_field_is_part_of_the_id_or_known_not_to_be() -> None:
-    elsewhere = {"path", "gpus", "strategy"}
+    elsewhere = {"path", "gpus", "label"}
     assert set(CHANGES) | elsewhere == set(Case.model_fields)
     assert case(random=None, path="/a").case_id != case(random=None, path="/b").case_id
 
 
 def test_the_label_is_not_part_of_the_id() -> None:
-    assert case(strategy="something else").case_id == case().case_id
+    assert case(label="something else").case_id == case().case_id
 
 
 @pytest.mark.parametrize("of", [Strategy, ModelShape])
@@ -102,7 +102,7 @@ def test_a_case_survives_json_with_all_it_may_hold() -> None:
         memory_budget_bytes=8,
     )
     for shape in (TOY, KNOWN["llama-3.2-1b"], KNOWN["mistral-7b-v0.1"]):
-        made = case(spread=spread, random=shape)
+        made = case(strategy=spread, random=shape)
         again = Case.model_validate_json(made.model_dump_json())
         assert again == made
         assert again.case_id == made.case_id

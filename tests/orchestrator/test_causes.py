@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.causes import (
+from orchestrator.causes.finding import (
     announce,
     find_cause,
     from_slurm,

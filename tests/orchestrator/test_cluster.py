@@ -30,8 +30,8 @@ def case_of(gpus: int) -> Case:
     return Case(
         model="llama-2-7b",
         random=KNOWN["llama-2-7b"],
-        strategy="tensor",
-        spread=Strategy(names=("tensor",), tensor=gpus),
+        label="tensor",
+        strategy=Strategy(names=("tensor",), tensor=gpus),
         gpus=gpus,
     )
 
@@ -125,13 +125,13 @@ def test_weights_that_wait_in_main_memory_ask_for_more_than_the_share_of_a_gpu()
     large = Case(
         model="llama-2-70b",
         random=KNOWN["llama-2-70b"],
-        strategy="zero-offload",
-        spread=Strategy(names=("zero-offload",)),
+        label="zero-offload",
+        strategy=Strategy(names=("zero-offload",)),
         gpus=1,
     )
     assert 129 < resources(profile, large).memory_mib / 1024 <= 480
-    in_files = replace(large.spread, source="disk")
-    on_disk = large.model_copy(update={"spread": in_files})
+    in_files = replace(large.strategy, source="disk")
+    on_disk = large.model_copy(update={"strategy": in_files})
     assert resources(profile, on_disk).memory_mib == 120 * 1024
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.standing import Standing
+from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.columns import COLUMNS, long_row, options
 from orchestrator.tables.metrics import FACTS, METRICS
 from orchestrator.tables.table import unit
@@ -16,8 +16,8 @@ DICTIONARY = Path(__file__).parents[2] / "results" / "README.md"
 CASE = a_case(gpus=2)
 
 
-def ok() -> Standing:
-    return Standing(
+def ok() -> CaseStatus:
+    return CaseStatus(
         case_id=CASE.case_id, status="ok", case=CASE, record=a_record(CASE), attempt=1
     )
 
@@ -80,7 +80,7 @@ def test_a_failed_case_is_a_row_with_cause_and_without_numbers(status: str) -> N
         CASE, status=status, cause=cause, samples=good.samples, ranks=good.ranks
     )
     row = long_row(
-        Standing(
+        CaseStatus(
             case_id=CASE.case_id, status=record.status, case=CASE, record=record, cause=cause,
             evidence=("line one", "line two"),
         )
@@ -93,7 +93,7 @@ def test_a_failed_case_is_a_row_with_cause_and_without_numbers(status: str) -> N
 
 
 def test_a_case_that_cannot_be_read_is_still_a_row() -> None:
-    row = long_row(Standing(case_id="x", status="new"))
+    row = long_row(CaseStatus(case_id="x", status="new"))
     assert (row["case_id"], row["status"], row["model"]) == ("x", "new", None)
 
 
@@ -104,11 +104,11 @@ def test_every_cell_is_of_its_column_s_kind() -> None:
 
 
 def test_a_plain_strategy_has_no_options() -> None:
-    assert options(CASE.spread) is None
+    assert options(CASE.strategy) is None
 
 
 def test_further_options_are_told_as_json() -> None:
-    spread = a_case("pipeline", gpus=2).spread.__class__(
+    spread = a_case("pipeline", gpus=2).strategy.__class__(
         names=("pipeline",), stages=2, split=(1, 3)
     )
     assert json.loads(options(spread) or "") == {"split": [1, 3]}

@@ -8,18 +8,18 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from orchestrator.checks import Check
 from orchestrator.cli import orch
 from orchestrator.clusters.cluster import PROFILES, cluster_names, load_cluster
-from orchestrator.verbs.doctor import findings
-from orchestrator.verbs.findings import Finding
+from orchestrator.commands.doctor import findings
 
 
-def look(results: Path, cluster: str = "local") -> list[Finding]:
+def look(results: Path, cluster: str = "local") -> list[Check]:
     return list(findings(results, load_cluster(cluster), job=False))
 
 
 def test_a_sound_machine_has_nothing_bad(tmp_path: Path) -> None:
-    assert [each for each in look(tmp_path / "results") if each.level == "bad"] == []
+    assert [each for each in look(tmp_path / "results") if each.level == "fail"] == []
 
 
 def test_the_doctor_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -30,20 +30,20 @@ def test_the_doctor_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_folder_that_holds_no_results_is_bad(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    bad = [each for each in look(file) if each.level == "bad"]
+    bad = [each for each in look(file) if each.level == "fail"]
     assert len(bad) == 1
     assert "cannot hold results" in bad[0].what
-    assert "--results" in bad[0].way_out
+    assert "--results" in bad[0].remedy
 
 
 def test_a_slurm_cluster_without_slurms_commands_is_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    bad = [each for each in look(tmp_path, "sol") if each.level == "bad"]
+    bad = [each for each in look(tmp_path, "sol") if each.level == "fail"]
     assert len(bad) == 1
     assert "no sbatch" in bad[0].what
-    assert "login node" in bad[0].way_out
+    assert "login node" in bad[0].remedy
 
 
 def fake(folder: Path, **scripts: str) -> None:
@@ -56,12 +56,12 @@ def fake(folder: Path, **scripts: str) -> None:
 @pytest.mark.parametrize(
     ("scripts", "level", "what"),
     [
-        ({"scontrol": "echo down >&2; exit 1"}, "bad", "Slurm does not answer: down"),
-        ({"sacct": "echo disabled >&2; exit 1"}, "odd", "no accounting: disabled"),
-        ({"sinfo": "echo general"}, "odd", "htc, public, which sinfo does not show"),
-        ({"sinfo": "echo gpu:v100:4"}, "bad", "no node has GPUs of type a100; there are: v100"),
-        ({"sinfo": "echo cpu"}, "bad", "sinfo shows no node with GPUs"),
-        ({"scontrol": "echo MaxArraySize = 1001"}, "odd", "this Slurm takes 1000"),
+        ({"scontrol": "echo down >&2; exit 1"}, "fail", "Slurm does not answer: down"),
+        ({"sacct": "echo disabled >&2; exit 1"}, "warn", "no accounting: disabled"),
+        ({"sinfo": "echo general"}, "warn", "htc, public, which sinfo does not show"),
+        ({"sinfo": "echo gpu:v100:4"}, "fail", "no node has GPUs of type a100; there are: v100"),
+        ({"sinfo": "echo cpu"}, "fail", "sinfo shows no node with GPUs"),
+        ({"scontrol": "echo MaxArraySize = 1001"}, "warn", "this Slurm takes 1000"),
     ],
 )  # fmt: skip
 def test_what_slurm_answers_is_compared_with_the_profile(
@@ -75,7 +75,7 @@ def test_what_slurm_answers_is_compared_with_the_profile(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     found = [each for each in look(tmp_path / "x", "sol") if each.level == level]
     assert any(what in each.what for each in found), found
-    assert all(each.way_out for each in found)
+    assert all(each.remedy for each in found)
 
 
 def run(*arguments: str) -> str:

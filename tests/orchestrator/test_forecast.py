@@ -21,7 +21,7 @@ def need(strategy: Any, gpus: int, shape: ModelShape = TOY, **values: Any) -> Fo
     written = Written.model_validate(strategy)
     batch = values.get("batch_size", 4)
     spread = written.resolve(gpus, batch)
-    case = Case(model="m", strategy=written.label, spread=spread, gpus=gpus, **values)
+    case = Case(model="m", label=written.label, strategy=spread, gpus=gpus, **values)
     return forecast(case, shape)
 
 
@@ -183,7 +183,7 @@ def test_a_budget_below_the_least_that_is_needed_is_a_misfit() -> None:
 def test_a_real_engine_holds_what_was_forecast() -> None:
     import torch
 
-    from kernels.strategy import spread
+    from kernels.parallelize import spread
     from kernels.weights import RandomWeights
     from kernels.world import World
 

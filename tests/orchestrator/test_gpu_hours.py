@@ -2,21 +2,21 @@
 
 from typing import Any
 
-from orchestrator.ledger import Asked, Entry, Submission
+from orchestrator.commands.console import note, took
 from orchestrator.runner import JobState
-from orchestrator.standing import Standing
-from orchestrator.verbs.gpu_hours import gpu_hours
-from orchestrator.verbs.screen import note, took
+from orchestrator.study.case_status import CaseStatus
+from orchestrator.study.ledger import Asked, Entry, Submission
+from orchestrator.submission.gpu_hours import gpu_hours
 from tests.orchestrator.made import a_case
 
 
 def standing(
     status: str, index: int = 0, runner: str = "slurm", **more: Any
-) -> Standing:
+) -> CaseStatus:
     entry = Entry("case", 1)
     jobs = ((entry,), (entry,))
     submission = Submission("k", runner, "sol", "here", "now", jobs, ("7_0", "7_1"))
-    return Standing(
+    return CaseStatus(
         case_id="case",
         status=status,  # type: ignore[arg-type]
         case=a_case(gpus=2),

@@ -40,7 +40,7 @@ def load(folder: Path, grid: dict[str, Any] | str, **options: Any) -> Grid:
 
 
 def told(cases: list[Case]) -> list[tuple[str, int]]:
-    return [(case.strategy, case.gpus) for case in cases]
+    return [(case.label, case.gpus) for case in cases]
 
 
 def test_axes_multiply_in_file_order_the_last_fastest(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_every_field_of_a_case_can_vary_or_be_fixed(tmp_path: Path) -> None:
     fixed = {name: options[-1] for name, options in values.items()}
     (case,) = load(tmp_path, {"models": models, "fixed": fixed}).cases
     assert case == grid.cases[-1]
-    assert (case.model, case.model_seed, case.strategy) == ("two", 3, "tensor2")
+    assert (case.model, case.model_seed, case.label) == ("two", 3, "tensor2")
     assert (case.temperature, case.new_tokens, case.dtype) == (0.5, 8, "bfloat16")
 
 
@@ -100,7 +100,7 @@ def test_zipped_axes_move_together_where_the_first_stands(tmp_path: Path) -> Non
         zip=[["new_tokens", "prompt_tokens"]],
     )
     cases = load(tmp_path, grid).cases
-    assert [(case.prompt_tokens, case.strategy, case.new_tokens) for case in cases] == [
+    assert [(case.prompt_tokens, case.label, case.new_tokens) for case in cases] == [
         (8, "model", 1),
         (8, "tensor", 1),
         (16, "model", 2),
@@ -343,7 +343,7 @@ def test_the_demo_grid_fits_the_checkpoint_that_make_demo_makes(tmp_path: Path) 
     file = tmp_path / "demo.yaml"
     file.write_text(text.replace("results/models/demo}", f"{made}}}", 1))
     grid = load_grid(file)
-    spread = {(case.strategy, case.gpus) for case in grid.cases}
+    spread = {(case.label, case.gpus) for case in grid.cases}
     assert {("model", 1), ("model", 2), ("model", 4)} < spread
     assert {("tensor", 1), ("tensor", 2), ("tensor", 4)} < spread
     assert len({strategy for strategy, _ in spread}) >= 3
@@ -354,13 +354,13 @@ def test_the_report_grid_has_the_reports_table_and_the_ways_it_surveys() -> None
     file = CHECKOUT / "jobs/grids/report.yaml"
     table = load_grid(file, dry_run=True, subset="table")
     assert table.cluster == "sol"
-    assert [(case.model, case.strategy, case.gpus) for case in table.cases] == list(
+    assert [(case.model, case.label, case.gpus) for case in table.cases] == list(
         itertools.product(
             ["llama-2-7b", "llama-2-13b", "llama-2-70b"], ["model", "tensor"], [1, 2, 4]
         )
     )
     assert {case.batch_size for case in table.cases} == {4}
-    everything = {case.spread.names for case in load_grid(file, dry_run=True).cases}
+    everything = {case.strategy.names for case in load_grid(file, dry_run=True).cases}
     assert {("zero-offload",), ("pipeline",)} < everything
 
 

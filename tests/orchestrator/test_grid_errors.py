@@ -172,7 +172,7 @@ def test_an_impossible_combination_comes_with_the_exclude_that_mends_it(
     pasted = line.partition("exclude: [")[2].removesuffix("]`")
     (tmp_path / "grid.yaml").write_text(text + f"exclude:\n  - {pasted}\n")
     (case,) = load_grid(tmp_path / "grid.yaml").cases
-    assert case.strategy == "data"
+    assert case.label == "data"
 
 
 def test_the_same_impossibility_in_many_cases_is_told_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import OrchError
-from orchestrator.ledger import Entry, Ledger, LedgerWriter, read_ledger
+from orchestrator.study.ledger import Entry, Ledger, LedgerWriter, read_ledger
 
 JOBS = [[Entry("a", 1), Entry("b", 1)], [Entry("c", 2, 1)]]
 

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.clusters.cluster import load_cluster
 from orchestrator.local.runner import CONTROLLER, TURN, LocalRunner
 from orchestrator.processes import start_time, still_runs
-from orchestrator.study import Study
+from orchestrator.study.files import Study
 from tests.orchestrator.made import a_case
 from tests.orchestrator.sandbox import Sandbox, wait_until
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import orchestrator.lock as module
+import orchestrator.study.lock as module
 from orchestrator.errors import OrchError
-from orchestrator.lock import Holder, holder_of, locked
+from orchestrator.study.lock import Holder, holder_of, locked
 from tests.orchestrator.sandbox import CHECKOUT, wait_until
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from orchestrator.lock import locked
+from orchestrator.study.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.commands.logs import logs
 from orchestrator.errors import InputError
-from orchestrator.ledger import Entry, LedgerWriter
 from orchestrator.local.runner import TURN
 from orchestrator.processes import start_time
-from orchestrator.study import Study
-from orchestrator.verbs.logs import logs
+from orchestrator.study.files import Study
+from orchestrator.study.ledger import Entry, LedgerWriter
 from tests.orchestrator.made import a_case, a_record
 
 CASE = a_case()

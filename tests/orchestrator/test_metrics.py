@@ -93,9 +93,9 @@ def test_percentiles_are_interpolated_as_numpy_does() -> None:
 
 def test_every_sequence_in_flight_and_every_replica_counts() -> None:
     case = a_case()
-    spread = case.spread.__class__(names=("tensor", "data"), data=2)
+    spread = case.strategy.__class__(names=("tensor", "data"), data=2)
     record = a_record(
-        case.model_copy(update={"spread": spread, "gpus": 2}), samples=[SAMPLE],
+        case.model_copy(update={"strategy": spread, "gpus": 2}), samples=[SAMPLE],
         output_tokens=16,
     )  # fmt: skip
     assert value("seq_tok_per_s", record) == 16 / 4 / 4

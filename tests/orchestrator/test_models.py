@@ -11,7 +11,7 @@ from kernels.placement import Strategy
 from kernels.shapes import KNOWN, ModelShape
 from orchestrator.case import Case
 from orchestrator.errors import InputError
-from orchestrator.grids.models import (
+from orchestrator.models import (
     checkpoint_shape,
     local_path,
     shape_of,
@@ -28,7 +28,7 @@ HF = {
 
 def case(model: str = "mine", **values: Any) -> Case:
     single = Strategy(names=("single",))
-    return Case(model=model, strategy="single", spread=single, gpus=1, **values)
+    return Case(model=model, label="single", strategy=single, gpus=1, **values)
 
 
 def meta_folder(folder: Path, **changes: Any) -> Path:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.clusters import hardware
-from orchestrator.ledger import read_ledger
-from orchestrator.verbs.plan import Request, plan, target
+from orchestrator.study.ledger import read_ledger
+from orchestrator.submission.plan import Request, plan, target
 
 GIB = 2**30
 GRID = """

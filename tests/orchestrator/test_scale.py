@@ -4,8 +4,8 @@ tests/benchmarks/read_curve.py."""
 import time
 from pathlib import Path
 
+from orchestrator.commands.status import look
 from orchestrator.tables.columns import long_row
-from orchestrator.verbs.status import look
 from tests.orchestrator.made import big_study
 
 

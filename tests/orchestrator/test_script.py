@@ -26,8 +26,8 @@ def case_of(gpus: int) -> Case:
     return Case(
         model="llama-2-7b",
         random=KNOWN["llama-2-7b"],
-        strategy="tensor",
-        spread=Strategy(names=("tensor",), tensor=gpus),
+        label="tensor",
+        strategy=Strategy(names=("tensor",), tensor=gpus),
         gpus=gpus,
     )
 

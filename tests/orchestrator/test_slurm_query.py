@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.causes.slurm_states import ENDED, is_uncertain, plain_reason, way_out
 from orchestrator.runner import JobState
 from orchestrator.slurm.answers import Memory, judge
 from orchestrator.slurm.query import Answer, expand, parse_sacct, parse_squeue
 from orchestrator.slurm.submit import inherited
-from orchestrator.slurm.words import ENDED, is_uncertain, plain_reason, way_out
 from orchestrator.units import num_bytes, seconds, slurm_seconds, slurm_time
 
 
@@ -221,7 +221,7 @@ def test_an_allocations_variables_are_not_inherited_but_the_configuration_is() -
 
 
 def test_every_way_to_end_has_plain_words() -> None:
-    from orchestrator.slurm.words import plain_state
+    from orchestrator.causes.slurm_states import plain_state
 
     assert all(plain_state(state) for state in ENDED)
 

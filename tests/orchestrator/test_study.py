@@ -10,8 +10,8 @@ import pytest
 from orchestrator.errors import InputError, OrchError
 from orchestrator.files import write_whole
 from orchestrator.record import RecordError
-from orchestrator.studies import find_study, named_study, studies
-from orchestrator.study import Study, finished
+from orchestrator.study.files import Study, finished
+from orchestrator.study.find import find_study, named_study, studies
 from tests.orchestrator.made import a_case, a_failure, a_record, a_study, file
 
 CASE = a_case()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.study import Study
+from orchestrator.study.files import Study
 from tests.orchestrator.made import a_failure, a_record, file
 from tests.orchestrator.sandbox import CHECKOUT, Sandbox, wait_until
 

@@ -3,15 +3,15 @@
 import pytest
 
 from orchestrator.errors import InputError
-from orchestrator.standing import Standing, Status
+from orchestrator.study.case_status import CaseStatus, Status
 from orchestrator.tables.table import comparison
 from tests.orchestrator.made import a_case, a_failure, a_rank, a_record, a_sample
 
 
-def stands(status: Status, cause: str | None = None, **changes: object) -> Standing:
+def stands(status: Status, cause: str | None = None, **changes: object) -> CaseStatus:
     case = a_case(**changes)  # type: ignore[arg-type]
     record = a_record(case) if status == "ok" else None
-    return Standing(
+    return CaseStatus(
         case_id=case.case_id, status=status, case=case, cause=cause, record=record
     )
 
@@ -20,7 +20,7 @@ def test_the_table_has_a_row_per_model_and_strategy_and_a_column_per_gpu_count()
     None
 ):
     found = [
-        stands("ok", strategy=strategy, gpus=gpus, model=model)
+        stands("ok", name=strategy, gpus=gpus, model=model)
         for model in ("llama-2-7b", "llama-2-13b")
         for strategy in ("model", "tensor")
         for gpus in (1, 2, 4)
@@ -54,7 +54,7 @@ def test_where_there_is_no_number_there_is_a_word(
 
 
 def test_a_gpu_count_that_a_row_was_not_asked_for_is_empty() -> None:
-    found = [stands("ok", strategy="single"), stands("ok", gpus=2)]
+    found = [stands("ok", label="single"), stands("ok", gpus=2)]
     rows = comparison(found, "ttft_s").rows
     assert [row["2 GPUs"] for row in rows] == [None, 2.0]
 
@@ -79,11 +79,10 @@ def test_two_models_need_no_column_for_their_paths() -> None:
 
 
 def test_no_two_cases_ever_share_a_cell() -> None:
-    spread = a_case("pipeline", gpus=2).spread
+    spread = a_case("pipeline", gpus=2).strategy
     split = spread.__class__(names=("pipeline",), stages=2, split=(1, 3))
     found = [
-        stands("ok", strategy="pipeline", gpus=2, spread=each)
-        for each in (spread, split)
+        stands("ok", name="pipeline", gpus=2, strategy=each) for each in (spread, split)
     ]
     table = comparison(found, "ttft_s")
     assert [row["options"] for row in table.rows] == [None, '{"split": [1, 3]}']
@@ -95,7 +94,7 @@ def test_processors_are_called_workers() -> None:
         case, ranks=[a_rank(rank, device="EPYC") for rank in (0, 1)],
         environment={"machine": {"cpu": "EPYC"}},
     )  # fmt: skip
-    each = Standing(case_id="x", status="ok", case=case, record=record)
+    each = CaseStatus(case_id="x", status="ok", case=case, record=record)
     assert comparison([each], "ttft_s").columns[-1] == "2 workers"
 
 
@@ -110,7 +109,7 @@ def test_the_line_about_the_table_says_metric_unit_n_spread_and_sign() -> None:
 def test_single_samples_have_no_interval_to_speak_of() -> None:
     case = a_case()
     record = a_record(case, samples=[a_sample(1.0, 2.0, 3.0)])
-    each = Standing(case_id="x", status="ok", case=case, record=record)
+    each = CaseStatus(case_id="x", status="ok", case=case, record=record)
     assert "no interval" in comparison([each], "ttft_s").about
 
 
@@ -128,7 +127,7 @@ def test_an_unknown_metric_names_the_nearest() -> None:
 def test_a_failure_s_record_gives_no_number() -> None:
     case = a_case()
     record = a_failure(case, samples=a_record(case).samples)
-    each = Standing(
+    each = CaseStatus(
         case_id="x", status="failed", cause="timeout", case=case, record=record
     )
     assert comparison([each], "ttft_s").rows[0]["1 GPU"] == "timeout"

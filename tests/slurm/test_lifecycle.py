@@ -11,9 +11,9 @@ from site_of_tests import Site
 from virtual_slurm import VirtualSlurm
 
 from orchestrator.case import Case
-from orchestrator.ledger import Entry, LedgerWriter
-from orchestrator.pack import Pack, PackedCase
-from orchestrator.study import Study
+from orchestrator.job_spec import JobCase, JobSpec
+from orchestrator.study.files import Study
+from orchestrator.study.ledger import Entry, LedgerWriter
 from tests.orchestrator.made import a_case
 from tests.orchestrator.sandbox import make_sandbox
 
@@ -222,10 +222,10 @@ def test_a_thousand_cases_go_out_by_one_sbatch_nearly_as_fast_as_submitits_own(
     began = time.perf_counter()
     (batch,) = runner.batches(cases)
     packs = [
-        Pack(
+        JobSpec(
             study=str(study.folder),
             key="thousand",
-            cases=[PackedCase(case_id=case.case_id, first_attempt=1)],
+            cases=[JobCase(case_id=case.case_id, first_attempt=1)],
         )
         for job in batch.jobs
         for case in job

@@ -1,0 +1,174 @@
+"""Processes started, watched and ended, whatever they started themselves. Knows no case.
+
+Ranks live in sessions of their own, so no process group holds them all. Instead this process
+adopts every orphan among its descendants (a Linux subreaper), and ends descendants until there
+are none. Should this process itself be killed, the kernel tells the first one to end.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from jobs.launch.signals import Signals
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """What to run, and until when."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    """The working directory."""
+    log: Path
+    """Their output is added to it."""
+    timeout_s: float | None = None
+    stall_s: float
+    """They are ended when nothing in `progress` changed for so long."""
+    grace_s: float
+    """Between being asked to end and being ended."""
+    beat_s: float = 5.0
+    """Between two looks at their progress."""
+    progress: Callable[[], object] = field(default=lambda: None)
+    """Anything that changes as long as they get on."""
+    on_beat: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How they ended."""
+
+    exit_code: int
+    """As subprocess has it: negative for a signal."""
+    elapsed_s: float
+    timed_out: bool = False
+    stalled: bool = False
+    survivors: int = 0
+    """Processes that even SIGKILL did not end: they hang in the kernel."""
+
+
+def run_workers(workers: Workers, signals: Signals) -> Ending:
+    """Run them until they end by themselves, or a limit or a signal ends them; leave none behind.
+
+    Raises:
+        OSError: the command could not be started or its log not be opened.
+    """
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    start = time.monotonic()
+    process = _start(workers, signals)
+    try:
+        reason = _watch(process, workers, signals, start)
+    finally:
+        survivors = end_descendants(process, workers.grace_s)
+    return Ending(
+        exit_code=process.wait() if process.poll() is not None else -signal.SIGKILL,
+        elapsed_s=time.monotonic() - start,
+        timed_out=reason == "timeout",
+        stalled=reason == "stall",
+        survivors=survivors,
+    )
+
+
+def _start(workers: Workers, signals: Signals) -> subprocess.Popen[bytes]:
+    def in_child() -> None:
+        signals.unblock()
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+    with workers.log.open("ab") as log:
+        return subprocess.Popen(
+            workers.command,
+            env=dict(workers.environment),
+            cwd=workers.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=in_child,  # this process has one thread, so nothing can deadlock
+        )
+
+
+def _watch(
+    process: subprocess.Popen[bytes], workers: Workers, signals: Signals, start: float
+) -> str:
+    """Wait for the end; why to make one, or "" where there is nothing left to end."""
+    seen, seen_at = workers.progress(), start
+    next_beat = start
+    deadline = start + (workers.timeout_s or float("inf"))
+    while process.poll() is None:
+        now = time.monotonic()
+        if signals.received is not None:
+            return "signal"
+        if now >= deadline:
+            return "timeout"
+        if now >= next_beat:
+            workers.on_beat()
+            next_beat = now + workers.beat_s
+        standing = workers.progress()
+        if standing != seen:
+            seen, seen_at = standing, now
+        elif now - seen_at >= workers.stall_s:
+            return "stall"
+        signals.wait(min(next_beat, deadline, seen_at + workers.stall_s) - now)
+    return ""
+
+
+def end_descendants(process: subprocess.Popen[bytes], grace_s: float) -> int:
+    """End every process below this one, first asking; how many are left all the same."""
+    asked: set[int] = set()
+    until = time.monotonic() + grace_s
+    while alive := _living(process):
+        if time.monotonic() >= until:
+            break
+        for each in alive:
+            if each.pid not in asked:
+                asked.add(each.pid)
+                _send(each, signal.SIGTERM)
+        time.sleep(0.05)
+    until = time.monotonic() + 10
+    while alive and time.monotonic() < until:
+        for each in alive:
+            _send(each, signal.SIGKILL)
+        time.sleep(0.05)
+        alive = _living(process)
+    return len(alive)
+
+
+def _living(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    living = []
+    for child in psutil.Process().children(recursive=True):
+        if child.pid == process.pid:
+            if process.poll() is None:
+                living.append(child)
+        elif not _reaped(child):
+            living.append(child)
+    return living
+
+
+def _reaped(child: psutil.Process) -> bool:
+    """Whether the process is dead; takes an adopted one's leavings away."""
+    try:
+        if child.status() != psutil.STATUS_ZOMBIE:
+            return False
+        os.waitpid(child.pid, os.WNOHANG)
+    except psutil.NoSuchProcess:
+        return True
+    except ChildProcessError:
+        return True  # not ours: its own parent takes it away, or leaves it to us
+    return True
+
+
+def _send(process: psutil.Process, which: signal.Signals) -> None:
+    try:
+        process.send_signal(which)
+    except psutil.NoSuchProcess:
+        return

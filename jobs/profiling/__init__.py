@@ -1,0 +1,1 @@
+"""Profiles of a device, and the split of layers that follows from one."""

@@ -1,0 +1,1 @@
+"""The traced repetition of a case, and flame graphs of it."""

@@ -1,0 +1,262 @@
+"""Why a job or its workers ended: from a log's text, an exit code, or Slurm's own account.
+
+    find_cause(read_ends(attempt.log_file))       what the workers' log proves
+    from_slurm("OUT_OF_MEMORY", "0:125")          what sacct says
+
+Slurm's account decides where it names a cause of its own; where it only says FAILED, the log
+does. The lines looked for stand in `orchestrator.causes.signatures`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from orchestrator.causes import signatures
+from orchestrator.causes.signatures import CONSEQUENCE, ROOT, SIGNATURES, Signature
+from orchestrator.record import Cause, Status
+
+_HEAD_BYTES = 1 << 20
+_TAIL_BYTES = 3 << 20
+_EVIDENCE_LINES = 5
+_LINE_LENGTH = 500
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause, and what shows that it is the cause."""
+
+    cause: Cause
+    evidence: tuple[str, ...]
+    """Log lines, or what Slurm said; earliest first."""
+    remedy: str
+    """What a person can do about it."""
+    retryable: bool
+    """Whether the same case can succeed when it is run again unchanged."""
+
+    @property
+    def status(self) -> Status:
+        """The status of a case that ended so."""
+        return status_of(self.cause)
+
+
+def status_of(cause: Cause) -> Status:
+    """Out of memory is a finding, a result that cannot be right is invalid, the rest failed."""
+    if cause in ("oom_gpu", "oom_host"):
+        return "oom"
+    return "invalid" if cause == "invalid_result" else "failed"
+
+
+def announce(cause: Cause, message: str) -> str:
+    """The line by which a program of ours tells why it stops; `find_cause` knows it again."""
+    return f"orch: {cause}: {' '.join(message.split())}"
+
+
+def usual(cause: Cause, *evidence: str) -> Finding:
+    """A finding that Slurm or a job knows by other means than a log, with its usual remedy.
+
+    Args:
+        cause: one that comes from outside the program: cancelled, node_fail, oom_host,
+            preempted or timeout.
+    """
+    retryable, remedy = _USUAL[cause]
+    return Finding(cause, evidence, remedy, retryable)
+
+
+_USUAL: dict[Cause, tuple[bool, str]] = {
+    "cancelled": (True, signatures.CANCELLED),
+    "node_fail": (True, signatures.NODE),
+    "oom_host": (False, signatures.HOST_MEMORY),
+    "preempted": (True, signatures.PREEMPTED),
+    "timeout": (False, signatures.TIME),
+}
+
+
+def read_ends(file: Path) -> str:
+    """The text of a log, or its first and last part where it is long; "" where it is not there."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+            size = stream.seek(0, 2)
+            stream.seek(max(len(head), size - _TAIL_BYTES))
+            tail = stream.read(_TAIL_BYTES)
+            gap = b"\n" if size > _HEAD_BYTES + _TAIL_BYTES else b""
+    except FileNotFoundError:
+        return ""
+    return (head + gap + tail).decode("utf-8", errors="replace")
+
+
+def find_cause(
+    log_text: str, exit_code: int | None = None, oom_kills: int = 0
+) -> Finding:
+    """Why the workers that wrote this log ended.
+
+    Args:
+        log_text: what all ranks wrote, interleaved.
+        exit_code: of the process that started them; negative for a signal, as in subprocess.
+        oom_kills: processes that the kernel killed meanwhile for want of host memory.
+    """
+    text = log_text.replace("\r", "\n")  # progress bars
+    nearness, match, signature = _nearest(text)
+    if oom_kills and nearness > ROOT:
+        return _oom_kill(oom_kills)
+    own = _own_exceptions(text) if nearness > ROOT else []
+    if match is None or signature is None or (nearness == CONSEQUENCE and own):
+        return _unknown(text, own, exit_code)
+    evidence = [_line_at(text, match.start()), *own]
+    return Finding(
+        signature.cause, _distinct(evidence), signature.remedy, signature.retryable
+    )
+
+
+def _nearest(text: str) -> tuple[int, re.Match[str] | None, Signature | None]:
+    """The earliest match among the signatures nearest to the root."""
+    found = [
+        (signature.nearness, match.start(), match, signature)
+        for signature in SIGNATURES
+        if (match := signature.pattern.search(text))
+    ]
+    if not found:
+        return CONSEQUENCE + 1, None, None
+    nearness, _, match, signature = min(found, key=lambda each: each[:2])
+    return nearness, match, signature
+
+
+def _oom_kill(count: int) -> Finding:
+    return usual(
+        "oom_host",
+        f"the kernel killed {count} process(es) of this job: out of host memory",
+    )
+
+
+def _unknown(text: str, own: list[str], exit_code: int | None) -> Finding:
+    evidence = own or _last_lines(text, 3)
+    if exit_code is not None:
+        evidence = [*evidence, _exit_line(exit_code)]
+    if not evidence:
+        evidence = ["nothing was written"]
+    # An error that a program raised itself comes again; one that left no trace may not.
+    return Finding(
+        "unknown",
+        _distinct(evidence),
+        "read the attempt's worker.log (`orch logs`)",
+        retryable=not own,
+    )
+
+
+def _exit_line(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"the workers were ended by signal {-exit_code}"
+    return f"the workers ended with exit code {exit_code}"
+
+
+_EXCEPTION = re.compile(
+    r"^(?:[^\n]{0,40}\]:? ?)?((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exit|Interrupt)"
+    r"(?::[^\n]*)?)$",
+    re.MULTILINE,
+)
+_SUMMARY = ("ChildFailedError", "SignalException")
+
+
+def _own_exceptions(text: str) -> list[str]:
+    """The first lines that name a Python exception and no cause: a program's own errors."""
+    lines = (_line_at(text, found.start()) for found in _EXCEPTION.finditer(text))
+    own = (line for line in lines if not any(word in line for word in _SUMMARY))
+    return list(islice((line for line in own if not _is_known(line)), 3))
+
+
+def _is_known(line: str) -> bool:
+    return any(signature.pattern.search(line) for signature in SIGNATURES)
+
+
+def _last_lines(text: str, count: int) -> list[str]:
+    lines = [line for line in text[-20000:].splitlines() if line.strip()]
+    return [_readable(line) for line in lines[-count:]]
+
+
+def _line_at(text: str, position: int) -> str:
+    start = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    return _readable(text[start : end if end >= 0 else len(text)])
+
+
+_UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _readable(line: str) -> str:
+    return _UNPRINTABLE.sub("", line).strip()[:_LINE_LENGTH]
+
+
+def _distinct(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(line for line in lines if line))[:_EVIDENCE_LINES]
+
+
+# ---- Slurm's account
+
+_STATES: dict[str, Cause] = {
+    "BOOT_FAIL": "node_fail",
+    "CANCELLED": "cancelled",
+    "DEADLINE": "timeout",
+    "NODE_FAIL": "node_fail",
+    "OUT_OF_MEMORY": "oom_host",
+    "PREEMPTED": "preempted",
+    "REVOKED": "cancelled",
+    "TIMEOUT": "timeout",
+}
+_HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
+_ALIVE = (
+    "COMPLETING", "CONFIGURING", "EXPEDITING", "PENDING", "REQUEUED", "REQUEUE_FED",
+    "RESIZING", "RESV_DEL_HOLD", "RUNNING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED",
+)  # fmt: skip
+_EXITS: dict[str, tuple[Cause, bool, str]] = {
+    "0:125": ("oom_host", False, signatures.HOST_MEMORY),
+    "0:53": ("launch", False, "the job could not open its log: check the folder of results"),
+    "0:9": ("unknown", True, signatures.KILLED),
+    "126:0": ("launch", False, "a command of the job script may not be run: see the job's log"),
+    "127:0": ("launch", False, "a command of the job script was not found: see the job's log"),
+    "137:0": ("unknown", True, signatures.KILLED),
+    "143:0": ("cancelled", True, signatures.CANCELLED),
+    "0:15": ("cancelled", True, signatures.CANCELLED),
+}  # fmt: skip
+_PROGRAM: tuple[Cause, bool, str] = (
+    "unknown", True, "the job's program failed: read its log (`orch logs`)",
+)  # fmt: skip
+
+
+def from_slurm(state: str, exit_code: str = "", reason: str = "") -> Finding | None:
+    """Why a job without a record ended, by Slurm's account; None while it has not ended.
+
+    Args:
+        state: as sacct, squeue or scontrol print it; `CANCELLED by 1234` and a truncated
+            `OUT_OF_ME+` are understood; empty where Slurm no longer knows the job.
+        exit_code: sacct's `code:signal`.
+        reason: squeue's reason.
+    """
+    said = " ".join(word for word in ("Slurm:", state, exit_code, reason) if word)
+    name = _state_name(state)
+    if name in _HELD or "launch failed requeued held" in reason.replace("_", " "):
+        remedy = "Slurm holds the job back after a failed start: ask the site, or exclude the node"
+        return Finding("launch", (said,), remedy, retryable=True)
+    if name in _STATES:
+        return usual(_STATES[name], said)
+    if name in _ALIVE:
+        return None
+    if name == "FAILED":
+        cause, retryable, remedy = _EXITS.get(exit_code, _PROGRAM)
+        return Finding(cause, (said,), remedy, retryable)
+    if name in ("COMPLETED", ""):
+        remedy = "the job ended and left no record: read its log, then `orch retry`"
+        said = said if name else "Slurm no longer knows the job"
+        return Finding("lost", (said,), remedy, retryable=True)
+    remedy = "Slurm gave a state that orch does not know"
+    return Finding("unknown", (said,), remedy, retryable=True)
+
+
+def _state_name(state: str) -> str:
+    word = state.split(" ")[0].upper()
+    if word.endswith("+"):  # sacct's default width cuts long names
+        known = (*_STATES, *_HELD, *_ALIVE)
+        whole = [name for name in known if name.startswith(word[:-1])]
+        return whole[0] if len(whole) == 1 else word
+    return word

@@ -1,0 +1,71 @@
+"""`orch cancel`: end the jobs of cases, by job id only."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from orchestrator.commands.console import talk
+from orchestrator.commands.selection import Choice, Confirm, agree, choose, of_status
+from orchestrator.commands.status import look
+from orchestrator.errors import InputError
+from orchestrator.study.case_status import CaseStatus
+from orchestrator.study.files import Study
+from orchestrator.study.find import find_study
+from orchestrator.study.ledger import LedgerWriter
+from orchestrator.study.lock import locked
+from orchestrator.submission.handover import reconcile
+from orchestrator.submission.job_states import runner_of
+from orchestrator.units import counted
+
+
+def cancel(
+    results: Path,
+    name: str | None,
+    choice: Choice,
+    *,
+    everything: bool,
+    yes: bool,
+    confirm: Confirm,
+) -> int:
+    """End the jobs of the chosen cases that wait or run; the exit code.
+
+    Raises:
+        InputError: nothing was chosen, or it was not confirmed.
+    """
+    if choice.is_open and not everything:
+        raise InputError("name the cases to cancel, or filter them, or say --all")
+    study = find_study(results, name)
+    with locked(study.lock_file):
+        reconcile(study, runner_of)  # what an interrupted submit left behind counts too
+        found = look(study)
+        active = of_status(choose(found, choice), "pending", "running")
+        if not active:
+            talk().print("nothing to cancel: none of these cases waits or runs")
+            return 0
+        jobs = _jobs(active)
+        alive = of_status(found, "pending", "running")
+        cases = [each for each in alive if each.job_id in jobs]
+        what = f"{counted(len(jobs), 'job')} with {counted(len(cases), 'case')}"
+        agree(f"cancel {what}", len(cases), yes=yes, confirm=confirm)
+        _end(study, jobs)
+    talk().print(f"cancelled {what}")
+    return 0
+
+
+def _jobs(active: list[CaseStatus]) -> dict[str, CaseStatus]:
+    """Job id → a case of it."""
+    return {each.job_id: each for each in active if each.job_id is not None}
+
+
+def _end(study: Study, jobs: dict[str, CaseStatus]) -> None:
+    by_key: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for job_id, each in jobs.items():
+        if each.asked is not None:
+            submission = each.asked.submission
+            by_key[submission.cluster, submission.key].append(job_id)
+    ledger = LedgerWriter(study.ledger_file)
+    by_cluster: defaultdict[str, list[str]] = defaultdict(list)
+    for (cluster, key), job_ids in by_key.items():
+        ledger.cancel(key, job_ids)
+        by_cluster[cluster] += job_ids
+    for cluster, job_ids in by_cluster.items():
+        runner_of(cluster).cancel(study, job_ids)

@@ -1,0 +1,76 @@
+"""`orch collect`: read the records, write the table to stdout."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.commands.status import look
+from orchestrator.errors import InputError
+from orchestrator.study.find import find_study
+from orchestrator.tables.agreement import complaint, ids_agree, void
+from orchestrator.tables.columns import COLUMNS, Kind, long_row
+from orchestrator.tables.formats import Rows, four_digits, parquet_bytes, shown, text_of
+from orchestrator.tables.table import Table, comparison
+
+
+def collect(
+    results: Path, name: str | None, *, long: bool, kind: str, metric: str
+) -> None:
+    """Print the comparison table, or every case with every metric."""
+    study = find_study(results, name)
+    found = look(study)
+    agrees = ids_agree(found)
+    no_number = void(found, agrees)
+    if long:
+        rows = [long_row(each, agrees.get(each.case_id)) for each in found]
+        _write(COLUMNS, rows, kind)
+    else:
+        _compare(study.name, comparison(found, metric, no_number), kind)
+    if said := complaint(agrees, no_number):
+        print(f"{study.name}: {said}", file=sys.stderr)
+
+
+def _compare(name: str, table: Table, kind: str) -> None:
+    if kind == "parquet":
+        _write_parquet(*_as_text(table.columns, table.rows))
+    else:
+        _print(table.columns, _rounded(table.rows, kind), kind)
+    print(f"{name}: {table.about}", file=sys.stderr)
+
+
+def _write(kinds: Mapping[str, Kind], rows: Rows, kind: str) -> None:
+    if kind == "parquet":
+        _write_parquet(kinds, rows)
+    else:
+        _print(list(kinds), rows, kind)
+
+
+def _print(columns: Sequence[str], rows: Rows, kind: str) -> None:
+    sys.stdout.write(text_of(columns, rows, kind))
+    sys.stdout.flush()
+
+
+def _write_parquet(kinds: Mapping[str, Kind], rows: Rows) -> None:
+    if sys.stdout.isatty():
+        raise InputError(
+            "Parquet is not for terminals: orch collect --format parquet > table.parquet"
+        )
+    sys.stdout.buffer.write(parquet_bytes(kinds, rows))
+    sys.stdout.buffer.flush()
+
+
+def _rounded(rows: Rows, kind: str) -> Rows:
+    # The comparison table is for eyes; --long and JSON have the digits.
+    if kind != "csv":
+        return rows
+    return [{name: four_digits(value) for name, value in row.items()} for row in rows]
+
+
+def _as_text(columns: Sequence[str], rows: Rows) -> tuple[Mapping[str, Kind], Rows]:
+    """Cells hold numbers and words side by side, which Parquet's columns cannot."""
+    kinds: dict[str, Kind] = dict.fromkeys(columns, "text")
+    texts = [
+        {name: None if row[name] is None else shown(row[name]) for name in columns}
+        for row in rows
+    ]
+    return kinds, texts

@@ -1,0 +1,165 @@
+"""`orch retry`: run failed cases again, where that can help.
+
+cause                       again without being told?   with
+lost preempted cancelled
+launch nccl unknown         where the record says so    -
+node_fail                   yes                         its nodes excluded
+timeout                     no                          --case-time
+oom_host                    no                          --host-memory
+oom_gpu invalid_result
+config                      no, it comes again          --anyway
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.case import Case
+from orchestrator.clusters.cluster import load_cluster
+from orchestrator.commands.console import talk
+from orchestrator.commands.selection import Choice, Confirm, agree, choose, of_status
+from orchestrator.study.case_status import CaseStatus, case_statuses
+from orchestrator.study.files import Study
+from orchestrator.study.find import find_study
+from orchestrator.study.lock import locked
+from orchestrator.submission.handover import entry_of, hand_over, reconcile
+from orchestrator.submission.job_states import asker, runner_of
+from orchestrator.submission.runners import runner_for
+from orchestrator.units import counted
+
+_MENDED_BY = {"timeout": "case_time", "oom_host": "host_memory"}
+_OPTION = {"timeout": "--case-time 2h", "oom_host": "--host-memory 64GiB"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be different this time."""
+
+    case_time: str | None = None
+    host_memory: str | None = None
+    """Per device."""
+    pack: int | None = None
+    exclude: tuple[str, ...] = ()
+    anyway: bool = False
+    """Also what will fail again the same way."""
+
+    def of_profile(self, device: str | None, nodes: Iterable[str]) -> dict[str, Any]:
+        """As keys of a cluster's profile."""
+        changes: dict[str, Any] = {}
+        if self.case_time:
+            changes["case_time"] = self.case_time
+        if self.pack:
+            changes["pack"] = self.pack
+        if self.host_memory and device:
+            changes["devices"] = {device: {"host_memory": self.host_memory}}
+        if avoided := sorted({*self.exclude, *nodes}):
+            changes["exclude_nodes"] = avoided
+        return changes
+
+
+@dataclass
+class _Sorted:
+    again: list[CaseStatus] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """Why others are not run again."""
+
+
+def retry(
+    results: Path,
+    name: str | None,
+    choice: Choice,
+    change: Change,
+    *,
+    yes: bool,
+    confirm: Confirm,
+) -> int:
+    """Submit the chosen failed cases again; the exit code.
+
+    Raises:
+        InputError: it was not confirmed, or a change cannot be right.
+    """
+    study = find_study(results, name)
+    with locked(study.lock_file):
+        found = case_statuses(study, reconcile(study, runner_of), asker(study))
+        failed = of_status(choose(found, choice), "failed", "lost", "invalid", "oom")
+        split = _sort(failed, choice, change)
+        for line in split.left:
+            talk().print(line, markup=False)
+        if not split.again:
+            talk().print("nothing to run again")
+            return 0
+        what = f"run {counted(len(split.again), 'case')} again"
+        agree(what, len(split.again), yes=yes, confirm=confirm)
+        problems = _submit(study, split.again, change)
+    for problem in problems:
+        talk().print(f"refused: {problem}", markup=False)
+    if not problems:
+        talk().print(f"submitted {counted(len(split.again), 'case')} again")
+    return 1 if problems else 0
+
+
+def _sort(failed: list[CaseStatus], choice: Choice, change: Change) -> _Sorted:
+    split = _Sorted()
+    for each in failed:
+        reason = why_not(each, choice, change)
+        if reason:
+            split.left.append(f"{each.case_id}: {reason}")
+        else:
+            split.again.append(each)
+    return split
+
+
+def why_not(each: CaseStatus, choice: Choice, change: Change) -> str | None:
+    """Why the case is not run again, or None: it is."""
+    cause = each.cause or "unknown"
+    if change.anyway or (each.status == "lost" and cause not in _MENDED_BY):
+        return None
+    if cause in _MENDED_BY:
+        if getattr(change, _MENDED_BY[cause]):
+            return None
+        return f"{cause} would come again: give {_OPTION[cause]} (or --anyway)"
+    named = bool(choice.names) or cause in choice.causes
+    if each.retryable or (named and each.status == "failed"):
+        return None
+    return f"{cause} would come again: {each.remedy or 'change the case'} (or --anyway)"
+
+
+def _submit(study: Study, again: list[CaseStatus], change: Change) -> list[str]:
+    problems: list[str] = []
+    by_cluster: dict[str, list[CaseStatus]] = {}
+    for each in again:
+        if each.asked is None:
+            problems.append(
+                f"{each.case_id}: it was never submitted; `orch submit` does"
+            )
+        else:
+            by_cluster.setdefault(each.asked.submission.cluster, []).append(each)
+    for cluster, group in by_cluster.items():
+        problems += _submit_to(study, cluster, group, change)
+    return problems
+
+
+def _submit_to(
+    study: Study, name: str, group: list[CaseStatus], change: Change
+) -> tuple[str, ...]:
+    profile = load_cluster(name)
+    nodes = {
+        node for each in group if each.cause == "node_fail" for node in _nodes(each)
+    }
+    changed = load_cluster(name, change.of_profile(profile.device, nodes))
+    cases = [case for each in group if (case := _case(study, each)) is not None]
+    entries = {each.case_id: entry_of(study, each) for each in group}
+    return hand_over(study, cases, entries, runner_for(changed), name).problems
+
+
+def _case(study: Study, each: CaseStatus) -> Case | None:
+    return each.case or study.read_case(each.case_id)
+
+
+def _nodes(each: CaseStatus) -> set[str]:
+    """Where it ran; more than one node only where Slurm's own list is short."""
+    if each.record is not None and each.record.ranks:
+        return {rank.host for rank in each.record.ranks}
+    hosts = each.job.hosts if each.job else ""
+    return {hosts} if hosts else set()

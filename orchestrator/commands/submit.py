@@ -1,0 +1,142 @@
+"""`orch submit`: submit what of the grid is not done yet, once, whatever happens meanwhile."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.commands.console import STYLES, note, put, talk
+from orchestrator.commands.wait import wait_for
+from orchestrator.study.case_status import ACTIVE, CaseStatus
+from orchestrator.study.ledger import read_ledger
+from orchestrator.study.lock import Holder, locked
+from orchestrator.submission.handover import Outcome, entry_of, hand_over, reconcile
+from orchestrator.submission.plan import Plan, Request, Target, file_plan, plan, target
+from orchestrator.units import counted
+
+
+def dry_run(request: Request, *, ask: bool = False) -> int:
+    """Show every case, its state and whether it would be submitted; change nothing.
+
+    Args:
+        ask: ask Slurm whether it would take each kind of job; exit code 1 where it would not.
+    """
+    aim = target(request, dry_run=True)
+    plans = plan(aim, read_ledger(aim.study.ledger_file))
+    put(_table(plans))
+    all_taken = True
+    for batch in aim.runner.batches(plans.todo):
+        for name, value in batch.facts.items():
+            put(Text(f"\n{name}: {value}"))
+        if ask:
+            taken, said = aim.runner.test(batch)
+            put(Text(f"\n{'would be taken' if taken else 'would be refused'}: {said}"))
+            all_taken &= taken
+    _say([*aim.grid.notes, _summary(aim, plans), "a dry run: nothing was submitted"])
+    return 0 if all_taken else 1
+
+
+def submit(request: Request, *, wait: bool) -> int:
+    """Submit what is missing; the exit code."""
+    aim = target(request, dry_run=False)
+    done = hand_in(aim)
+    _say([*aim.grid.notes, _summary(aim, done.plan), *done.says])
+    if wait:
+        return wait_for(aim.study, list(done.plan.standing), aim.cluster.poll_s)
+    return 1 if done.failed else 0
+
+
+@dataclass
+class Done:
+    """What was done, and what a person should know of it."""
+
+    plan: Plan
+    says: list[str] = field(default_factory=list)
+    failed: bool = False
+
+
+def hand_in(aim: Target) -> Done:
+    """Submit what of the target is missing, under the study's lock."""
+    study = aim.study
+    study.create()
+    with locked(study.lock_file, on_wait=_say_waiting):
+        plans = plan(aim, reconcile(study, aim.runner_of))
+        file_plan(aim, plans)
+        entries = {
+            case.case_id: entry_of(study, plans.standing[case.case_id])
+            for case in plans.todo
+        }
+        outcome = hand_over(study, plans.todo, entries, aim.runner, aim.cluster_name)
+    return Done(plans, _says(aim, plans, outcome), bool(outcome.problems))
+
+
+def _say_waiting(holder: Holder) -> None:
+    _say([f"another orch works on this study ({holder}); waiting for it"])
+
+
+def _say(lines: Iterable[str]) -> None:
+    console = talk()
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _says(aim: Target, plans: Plan, outcome: Outcome) -> list[str]:
+    """What a person should know now."""
+    says = [f"refused: {problem}" for problem in outcome.problems]
+    if outcome.problems:
+        says.append(
+            f"{len(plans.todo) - outcome.accepted} cases were not accepted; the same command "
+            f"submits them again"
+        )
+    bad = [each for each in plans.standing.values() if each.status in _FAILED]
+    if bad:
+        says.append(
+            f"{len(bad)} failed before and stay as they are; `orch retry` runs them again "
+            f"(`orch status` says why they failed)"
+        )
+    says.append(f"`orch status --study {aim.study.name}` shows how it goes")
+    return says
+
+
+_FAILED = frozenset({"failed", "invalid"})
+
+
+def _summary(aim: Target, plans: Plan) -> str:
+    found = plans.standing.values()
+    active = sum(each.status in ACTIVE for each in found)
+    recorded = sum(each.record is not None for each in found)
+    parts = [
+        f"{len(plans.todo)} to submit to {aim.cluster.name}" if plans.todo else "",
+        f"{recorded} recorded already" if recorded else "",
+        f"{active} pending or running" if active else "",
+        f"{len(plans.pruned)} cannot fit" if plans.pruned else "",
+    ]
+    summary = f"{aim.study.name}: {counted(len(found), 'case')}: {', '.join(filter(None, parts))}"
+    if plans.others and aim.request.subset is None:
+        summary += (
+            f"; the study keeps {plans.others} more, of earlier grids (--study NAME keeps "
+            f"grids apart)"
+        )
+    return summary
+
+
+def _table(plans: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("case", "state", "would"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why", overflow="fold")
+    todo = {case.case_id for case in plans.todo}
+    for each in plans.standing.values():
+        table.add_row(*_row(each, each.case_id in todo, plans.pruned.get(each.case_id)))
+    return table
+
+
+def _row(each: CaseStatus, goes: bool, misfit: str | None) -> Iterable[str]:
+    if misfit:
+        return escape(each.case_id), "[yellow]pruned[/]", "skip", escape(misfit)
+    style = STYLES[each.status]
+    state = f"[{style}]{each.status}[/]"
+    action = "submit" if goes else "skip"
+    return escape(each.case_id), state, action, escape(note(each))

@@ -1,0 +1,1 @@
+"""One study: its folder, ledger and lock, and where each of its cases stands."""

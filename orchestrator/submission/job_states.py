@@ -1,0 +1,64 @@
+"""Ask the runners about a study's jobs: once per cluster, whatever the number of jobs."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from orchestrator.clusters.cluster import load_cluster
+from orchestrator.errors import OrchError
+from orchestrator.runner import JobState, Runner
+from orchestrator.study.case_status import Ask
+from orchestrator.study.files import Study
+from orchestrator.study.ledger import Asked
+from orchestrator.study.lock import holder_of
+from orchestrator.submission.runners import runner_for
+
+RunnerOf = Callable[[str], Runner]
+
+
+def runner_of(cluster: str) -> Runner:
+    """The runner of the cluster that the ledger names."""
+    return runner_for(load_cluster(cluster))
+
+
+def asker(study: Study, runner_of: RunnerOf = runner_of) -> Ask:
+    """The question that `case_statuses` asks of the study's runners."""
+
+    def ask(submitted: Iterable[Asked]) -> dict[str, JobState]:
+        by_cluster: defaultdict[str, list[Asked]] = defaultdict(list)
+        for asked in submitted:
+            by_cluster[asked.submission.cluster].append(asked)
+        states: dict[str, JobState] = {}
+        for cluster, group in by_cluster.items():
+            states |= _ask_one(study, cluster, group, runner_of)
+        return states
+
+    return ask
+
+
+def _ask_one(
+    study: Study, cluster: str, group: list[Asked], runner_of: RunnerOf
+) -> dict[str, JobState]:
+    try:
+        runner = runner_of(cluster)
+        ids = _job_ids(study, runner, group)
+    except OrchError as error:
+        unknown = JobState(state="unknown", reason=str(error))
+        return {asked.entry.case_id: unknown for asked in group}
+    states = runner.states(study, sorted(set(filter(None, ids.values()))))
+    answers = {case_id: states[job_id] for case_id, job_id in ids.items() if job_id}
+    holder = holder_of(study.lock_file) if len(answers) < len(ids) else None
+    if holder is not None:
+        waits = JobState(state="pending", reason=f"being submitted by {holder}")
+        answers |= {case_id: waits for case_id in ids if case_id not in answers}
+    return answers
+
+
+def _job_ids(study: Study, runner: Runner, group: list[Asked]) -> dict[str, str | None]:
+    """Case id → its job; None where no runner has it."""
+    open_keys = {each.submission.key for each in group if each.submission.is_open}
+    found = runner.find(study, open_keys) if open_keys else {}
+    ids: dict[str, str | None] = {}
+    for asked in group:
+        accepted = found.get(asked.submission.key)
+        ids[asked.entry.case_id] = accepted[asked.index] if accepted else asked.job_id
+    return ids

@@ -1,0 +1,170 @@
+"""What one `orch submit` would do with each case of its grid; decides, and changes nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.case import Case
+from orchestrator.clusters.cluster import Cluster, load_cluster
+from orchestrator.clusters.detect import detect
+from orchestrator.clusters.hardware import gpu_memory_bytes
+from orchestrator.forecast import forecast, misfit
+from orchestrator.grids.grid import Grid, load_grid, names_a_file
+from orchestrator.models import shape_of
+from orchestrator.runner import Runner
+from orchestrator.study.case_status import MISSING, CaseStatus, case_statuses
+from orchestrator.study.files import Study
+from orchestrator.study.find import named_study
+from orchestrator.study.ledger import Ledger
+from orchestrator.submission.job_states import RunnerOf, asker, runner_of
+from orchestrator.submission.runners import runner_for
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed after `orch submit`."""
+
+    grid: Path
+    results: Path
+    cluster: str | None = None
+    study: str | None = None
+    subset: str | None = None
+    pack: int | None = None
+    """Cases of one job, where it is not to be the profile's number."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request means: which cases go where."""
+
+    request: Request
+    grid: Grid
+    study: Study
+    cluster: Cluster
+    cluster_name: str
+    """Name or absolute file of the profile, as the ledger keeps it."""
+    runner: Runner
+    runner_of: RunnerOf = runner_of
+    """For the clusters that the ledger names."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with each case."""
+
+    standing: Mapping[str, CaseStatus]
+    """Of every case of the grid, in its order."""
+    pruned: Mapping[str, str]
+    """Case id → why it cannot fit."""
+    todo: tuple[Case, ...]
+    """What is to be submitted."""
+    others: int = 0
+    """Cases that the study has of earlier grids."""
+
+
+def target(request: Request, *, dry_run: bool) -> Target:
+    """Read the grid and the cluster's profile.
+
+    Raises:
+        InputError: one of them cannot be right.
+    """
+    grid = load_grid(request.grid, dry_run=dry_run, subset=request.subset)
+    name = grid.study if request.study is None else request.study
+    study = named_study(request.results, name)
+    cluster, called = _cluster(request.cluster or grid.cluster, request.pack)
+    return Target(request, grid, study, cluster, called, runner_for(cluster))
+
+
+def _cluster(name: str | None, pack: int | None) -> tuple[Cluster, str]:
+    name = name or detect().name
+    cluster = load_cluster(name, {"pack": pack} if pack else None)
+    if names_a_file(name):
+        name = str(Path(name).expanduser().absolute())
+    return cluster, name
+
+
+def plan(target: Target, ledger: Ledger) -> Plan:
+    """Decide for each case of the grid."""
+    cases = {case.case_id: case for case in target.grid.cases}
+    known = set(target.study.case_ids())
+    ids = [case_id for case_id in cases if case_id in known]
+    found = {
+        each.case_id: each
+        for each in case_statuses(
+            target.study, ledger, asker(target.study, runner_of), ids
+        )
+    }
+    standing = {
+        case_id: found.get(case_id)
+        or CaseStatus(case_id=case_id, status="new", case=case)
+        for case_id, case in cases.items()
+    }
+    missing = [
+        case
+        for case_id, case in cases.items()
+        if standing[case_id].status in MISSING | {"pruned"}
+    ]
+    pruned = _cannot_fit(target.cluster, missing)
+    todo = tuple(case for case in missing if case.case_id not in pruned)
+    return Plan(standing, pruned, todo, len(known - cases.keys()))
+
+
+def _cannot_fit(cluster: Cluster, cases: list[Case]) -> dict[str, str]:
+    reasons = {case.case_id: _misfit(cluster, case) for case in cases}
+    return {case_id: reason for case_id, reason in reasons.items() if reason}
+
+
+def _misfit(cluster: Cluster, case: Case) -> str | None:
+    unsuitable = cluster.unsuitable(case)
+    if unsuitable:
+        return unsuitable
+    return misfit(
+        forecast(case, shape_of(case)),
+        cluster.device_memory_bytes(case),
+        cluster.host_memory_bytes(case),
+        device="GPU" if _has_gpus(cluster) else "worker",
+        nodes=_fewest_nodes(cluster, case),
+    )
+
+
+def _has_gpus(cluster: Cluster) -> bool:
+    if cluster.kind == "local":
+        return gpu_memory_bytes() is not None
+    return cluster.devices[cluster.device or ""].is_gpu
+
+
+def _fewest_nodes(cluster: Cluster, case: Case) -> int:
+    """Nodes that the ranks need at least."""
+    if cluster.kind == "local":
+        return 1
+    return -(-case.gpus // cluster.devices[cluster.device or ""].per_node)
+
+
+def file_plan(target: Target, plan: Plan) -> None:
+    """Write the cases, the forecast's refusals and the study's facts; under its lock."""
+    study = target.study
+    for case in target.grid.cases:
+        study.file_case(case)
+    for case_id, reason in plan.pruned.items():
+        study.prune(case_id, reason)
+    for case in plan.todo:
+        if plan.standing[case.case_id].status == "pruned":
+            study.unprune(case.case_id)
+    study.write_grid(target.grid.text)
+    study.write_facts(
+        {
+            "cases": _in_order(target, list(plan.standing)),
+            "cluster": target.cluster_name,
+            "grid": str(target.request.grid.absolute()),
+            "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+
+
+def _in_order(target: Target, ids: list[str]) -> list[str]:
+    """The grid's cases in its order, then those of earlier grids; a subset changes no order."""
+    before = target.study.ordered_ids()
+    first, second = (ids, before) if target.request.subset is None else (before, ids)
+    known = set(first)
+    return [*first, *(case_id for case_id in second if case_id not in known)]

@@ -1,1 +1,0 @@
-"""The verbs: what each command of `orch` does, and what they show."""
