@@ -200,7 +200,7 @@ def test_the_comparison_sees(name: str, spoil: Callable[[Engine], None]) -> None
 
 
 @pytest.mark.parametrize(
-    ("strategy", "spoil"),
+    ("spread", "spoil"),
     [
         (TENSOR_2, no_sum_after_attention),
         (TENSOR_2, no_sum_after_feed_forward),

@@ -95,7 +95,7 @@ def all_answers(
 
 
 @pytest.mark.parametrize(
-    "strategy",
+    "spread",
     SPREADS,
     ids=lambda spread: f"stages {spread.stages}, tensor {spread.tensor}",
 )

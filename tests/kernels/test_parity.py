@@ -135,7 +135,7 @@ def test_the_model_alone_in_fp64_is_the_plain_forward(name: str) -> None:
     check(plain_answers(name), given, TOLERANCE["float64"])
 
 
-@pytest.mark.parametrize(("name", "strategy"), SPREADS, ids=label)
+@pytest.mark.parametrize(("name", "spread"), SPREADS, ids=label)
 def test_a_spread_model_answers_as_transformers_does(
     name: str, spread: Strategy, ranks: Callable[[int], Ranks]
 ) -> None:
@@ -146,7 +146,7 @@ def test_a_spread_model_answers_as_transformers_does(
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy"),
+    ("name", "spread"),
     [
         ("gqa", strategy(stages=2, tensor=2)),
         ("gqa", strategy(tensor=8)),
@@ -178,7 +178,7 @@ def test_model_parallel_gives_the_bits_of_the_model_alone(
 
 
 @pytest.mark.parametrize(
-    "strategy",
+    "spread",
     [
         strategy(stages=2),
         strategy(tensor=2),

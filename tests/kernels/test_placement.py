@@ -67,7 +67,7 @@ def test_query_heads_are_with_the_kv_head_they_attend_to(tensor: int) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    "strategy",
+    "spread",
     [
         strategy(),
         strategy(stages=3),
@@ -142,7 +142,7 @@ def test_members_of_a_group_differ_along_its_axis_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "says"),
+    ("spread", "says"),
     [
         (
             strategy(tensor=3),
