@@ -188,7 +188,7 @@ def stopped_ids(
 
 
 @pytest.mark.parametrize(
-    "spread",
+    "strategy",
     [
         Strategy(names=("model",), stages=2),
         Strategy(names=("tensor",), tensor=2),

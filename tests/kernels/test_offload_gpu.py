@@ -44,7 +44,7 @@ def alone(dtype: str) -> list[Answer]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "spread",
+    "strategy",
     [
         offload(),
         offload(source="disk"),

@@ -28,7 +28,7 @@ def cut_for(shape: ModelShape, strategy: Strategy, rank: int) -> Llama:
 
 @pytest.mark.parametrize("name", ["llama-2-70b", "llama-3.2-1b", "qwen2.5-7b"])
 @pytest.mark.parametrize(
-    "spread",
+    "strategy",
     [
         Strategy(names=("single",)),
         Strategy(names=("model",), stages=3),
@@ -116,7 +116,7 @@ def test_weight_bytes_are_those_of_the_rank(ranks: Callable[[int], Ranks]) -> No
 
 
 @pytest.mark.parametrize(
-    ("spread", "says"),
+    ("strategy", "says"),
     [
         (Strategy(names=("tensor",), tensor=3), "3 does not divide 8"),
         (

@@ -82,7 +82,7 @@ def test_a_pipeline_answers_as_the_model_alone(
 
 
 @pytest.mark.parametrize(
-    ("shape", "spread"),
+    ("shape", "strategy"),
     [
         ("gqa", pipeline(2, "gpipe", 2, tensor=2)),
         ("gqa", pipeline(2, "async", 4, tensor=2, prefill_micro_batches=8)),
@@ -180,7 +180,7 @@ def test_micro_batches_that_share_a_lane_are_found_out(
 
 
 @pytest.mark.parametrize(
-    ("victim", "token", "spread"),
+    ("victim", "token", "strategy"),
     [
         (0, 0, pipeline(3, "async", 4)),
         (1, 3, pipeline(3, "gpipe", 4)),

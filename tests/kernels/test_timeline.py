@@ -70,7 +70,7 @@ def measured_bubble(ranks: Ranks, strategy: Strategy) -> float:
 
 
 @pytest.mark.parametrize(
-    ("spread", "layers"),
+    ("strategy", "layers"),
     [
         (Strategy(names=("single",)), [range(9)]),
         (Strategy(names=("model",), stages=2), [range(5), range(5, 9)]),

@@ -71,7 +71,7 @@ def alone(shape: str, dtype: str = "float32") -> list[Answer]:
 
 @pytest.mark.parametrize("shape", ["gqa", "llama-3.2", "mistral", "qwen2"])
 @pytest.mark.parametrize(
-    "spread",
+    "strategy",
     [
         offload(),
         offload(source="disk"),
@@ -101,7 +101,7 @@ def test_in_other_dtypes_too(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "spread"),
+    ("shape", "strategy"),
     [
         ("gqa", offload(tensor=2)),
         ("gqa", offload(tensor=2, source="disk", resident=0.5)),
