@@ -30,7 +30,7 @@ from jobs import gates, timing
 from jobs.environment import torch_facts
 from jobs.filing import file_or_keep
 from jobs.measure import Report, Work, gatherer, measure, prepare
-from jobs.progress import DONE, Board, Slot
+from jobs.progress import DONE, ProgressBoard, ProgressReporter
 from jobs.tracing import trace
 from kernels.world import World, join, leave
 from orchestrator.case import Case
@@ -51,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         case = read_case(options.case)
         world = World.from_environment(timeout_s=options.collective_s)
-        slot = Board.open(options.scratch, world.size).slot(world.rank)
+        reporter = ProgressBoard.open(options.scratch, world.size).reporter(world.rank)
         join(world)
         gather = gatherer(world)
-        work = prepare(case, world, slot, LoadingLine(slot, world.rank == 0))
+        work = prepare(case, world, reporter, LoadingLine(reporter, world.rank == 0))
     except (ValueError, OrchError, FileNotFoundError, PermissionError) as error:
         _stop(error)
-    report = measure(work, slot)
+    report = measure(work, reporter)
     reports: list[Report] = gather(report)
     if world.rank == 0:
         attempt = attempt_in(options.attempt_dir) if options.attempt_dir else None
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(record.model_dump_json(indent=1))
         else:
             file_or_keep(record, attempt, options.scratch)
-    slot.enter(DONE, case.warmup + case.repeats)
+    reporter.enter(DONE, case.warmup + case.repeats)
     work.engine.close()
     leave()
 
@@ -171,14 +171,16 @@ def _environment(reports: list[Report]) -> dict[str, object]:
 class LoadingLine:
     """Tells on stderr, every few seconds, how much of rank 0's weights is there."""
 
-    def __init__(self, slot: Slot, speaks: bool, every_s: float = 2.0) -> None:
-        self._slot = slot
+    def __init__(
+        self, reporter: ProgressReporter, speaks: bool, every_s: float = 2.0
+    ) -> None:
+        self._reporter = reporter
         self._every_s = every_s if speaks else float("inf")
         self._told_at = time.monotonic()
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
         """So many bytes of so many are loaded."""
-        self._slot.loaded(done_bytes, total_bytes)
+        self._reporter.loaded(done_bytes, total_bytes)
         if time.monotonic() - self._told_at >= self._every_s:
             self._told_at = time.monotonic()
             percent = 100 * done_bytes // max(total_bytes, 1)

@@ -1,25 +1,23 @@
-"""How a record gets into its attempt's folder, or, where that cannot be written, is not lost."""
+"""How rank 0 files its record, and how the record survives a folder that cannot be written."""
 
 import contextlib
 import sys
 import time
 from pathlib import Path
 
-from jobs.launch.signals import Signals
+from orchestrator.files import write_whole
 from orchestrator.record import Record, RecordError, read_record
-from orchestrator.study.files import Attempt, write_whole
-
-_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+from orchestrator.study.files import Attempt
 
 
 def file_or_keep(
     record: Record, attempt: Attempt, folder: Path | None, patience_s: float = 120
 ) -> bool:
-    """File the record; where that fails keep it in `folder`, for `kept`; whether it was filed.
+    """File the record, or keep it in `folder` for `kept_record`. Return whether it was filed.
 
-    What cannot be kept there either goes to the standard output, and both are tried again.
+    Where `folder` cannot be written either, print the record and retry both.
     """
-    problem = _file(record, attempt)
+    problem = try_to_file(record, attempt)
     if problem is None:
         return True
     print(f"the record cannot be written yet: {problem}", flush=True)
@@ -29,11 +27,22 @@ def file_or_keep(
     until = time.monotonic() + patience_s
     while folder is not None and time.monotonic() < until:
         time.sleep(min(2.0, patience_s))
-        if _file(record, attempt) is None:
+        if try_to_file(record, attempt) is None:
             return True
         if _keep(record, attempt, folder):
             return False
     return False
+
+
+def try_to_file(record: Record, attempt: Attempt) -> OSError | None:
+    """Write the record unless the attempt has one. Return the error that prevented it, if any."""
+    try:
+        attempt.write_record(record)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        return error
+    return None
 
 
 def _keep(record: Record, attempt: Attempt, folder: Path | None) -> bool:
@@ -46,8 +55,8 @@ def _keep(record: Record, attempt: Attempt, folder: Path | None) -> bool:
     return True
 
 
-def kept(folder: Path, attempt: Attempt) -> Record | None:
-    """The record that a rank kept in `folder`, or None."""
+def kept_record(folder: Path, attempt: Attempt) -> Record | None:
+    """The record that rank 0 kept in `folder`, or None."""
     file = folder / attempt.record_file.name
     try:
         return read_record(file.read_text(encoding="utf-8"), str(file))
@@ -55,39 +64,9 @@ def kept(folder: Path, attempt: Attempt) -> Record | None:
         return None
 
 
-def deliver(
-    record: Record, attempt: Attempt, patience_s: float, signals: Signals
-) -> bool:
-    """File the record, trying for a while where the disk is full or read-only; whether filed.
-
-    A request to end allows no further try. A record that is there already stays.
-    """
-    waited_s = 0.0
-    pauses = iter(_PAUSES_S)
-    while (problem := _file(record, attempt)) is not None:
-        print(f"{attempt.record_file} cannot be written: {problem}", flush=True)
-        if waited_s >= patience_s or signals.received is not None:
-            return False
-        pause_s = min(next(pauses, _PAUSES_S[-1]), patience_s - waited_s)
-        signals.rest(pause_s)
-        waited_s += pause_s
-    return True
-
-
-def _file(record: Record, attempt: Attempt) -> OSError | None:
-    """Write the record unless there is one; what stood in the way."""
-    try:
-        attempt.write_record(record)
-    except FileExistsError:
-        return None
-    except OSError as error:
-        return error
-    return None
-
-
 def print_record(record: Record) -> None:
-    """The record as one line of text, for a person to put where it belongs."""
+    """Print the record as one line, from which a person can restore the file."""
     name = f"{record.case.case_id} attempt {record.attempt}"
-    with contextlib.suppress(OSError):  # a full disk takes no line either
+    with contextlib.suppress(OSError):  # stdout may be on the same full disk
         sys.stdout.write(f"orch: record of {name}: {record.model_dump_json()}\n")
         sys.stdout.flush()

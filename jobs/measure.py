@@ -13,7 +13,7 @@ from jobs import gates
 from jobs.checkout import expanded
 from jobs.environment import cpu_model, describe
 from jobs.profiling.balance import settled
-from jobs.progress import CHECKING, LOADING, MEASURING, WARMING, Slot
+from jobs.progress import CHECKING, LOADING, MEASURING, WARMING, ProgressReporter
 from jobs.prompts import RANDOM, batch_of
 from jobs.timing import Stopwatch
 from jobs.tokenizer import Tokenizer, load_tokenizer
@@ -62,13 +62,15 @@ class Report:
     traced: Traced | None = None
 
 
-def prepare(case: Case, world: World, slot: Slot, progress: Progress) -> Work:
+def prepare(
+    case: Case, world: World, reporter: ProgressReporter, progress: Progress
+) -> Work:
     """Load this rank's part of the model, and the prompts.
 
     Raises:
         ValueError: what the case names is not there, or does not fit.
     """
-    slot.enter(LOADING)
+    reporter.enter(LOADING)
     weights = _weights(case)
     tokenizer = _tokenizer(case)
     batch, lengths = batch_of(case, tokenizer, weights.shape)
@@ -114,22 +116,22 @@ def _tokenizer(case: Case) -> Tokenizer | None:
     return load_tokenizer(expanded(case.path))
 
 
-def measure(work: Work, slot: Slot) -> Report:
+def measure(work: Work, reporter: ProgressReporter) -> Report:
     """Warm up, measure, then check what came out; every rank at once."""
     case, world = work.case, work.world
     stopwatch = Stopwatch(
-        world.device, case.new_tokens, lambda: _meet(world), slot.token
+        world.device, case.new_tokens, lambda: _meet(world), reporter.token
     )
     ids, times = [], []
     for run in range(case.warmup + case.repeats):
-        slot.enter(WARMING if run < case.warmup else MEASURING, run)
+        reporter.enter(WARMING if run < case.warmup else MEASURING, run)
         ids_BN, seconds = stopwatch.time(
             lambda on_token: work.engine.generate(work.batch, work.generation, on_token)
         )
         if run >= case.warmup:
             ids.append(ids_BN)
             times.append(seconds)
-    slot.enter(CHECKING, case.warmup + case.repeats)
+    reporter.enter(CHECKING, case.warmup + case.repeats)
     report = Report(
         facts=rank_facts(work),
         times=times,

@@ -1,7 +1,7 @@
-"""How far each rank is: a few numbers in shared memory.
+"""Progress of each rank: a few integers in shared memory.
 
-A rank notes a token by one store into mapped memory, which costs the measurement nothing;
-`jobs.launch` reads the board and writes heartbeat.json from it.
+A rank reports a token by one store into mapped memory, which costs the measurement nothing. The
+supervisor (`jobs.launch`) reads the board and writes heartbeat.json from it.
 """
 
 import mmap
@@ -13,81 +13,79 @@ from typing import Final
 PHASES = ("starting", "loading", "warming up", "measuring", "checking", "done")
 STARTING, LOADING, WARMING, MEASURING, CHECKING, DONE = range(len(PHASES))
 
-_PHASE, _RUN, _TOKEN, _LOADED, _TICKS, _FIELDS = 0, 1, 2, 3, 4, 5
-_BYTES = 8
+_PHASE, _GENERATION, _TOKENS, _LOADED, _UPDATES, _FIELDS = 0, 1, 2, 3, 4, 5
+_FIELD_BYTES = 8
 
 
 @dataclass(frozen=True)
 class RankProgress:
-    """Where one rank stands."""
+    """How far one rank is."""
 
     rank: int
     phase: str
-    run: int
-    """Generations before this one, warm-up included."""
-    token: int
+    generation: int
+    """Index of the generation, warm-up included."""
+    tokens: int
     """Tokens issued in this generation."""
-    loaded: int
-    """Percent of the weights."""
-    ticks: int
-    """Grows with every note; one that stands still belongs to a rank that does."""
+    loaded_percent: int
+    """Of the weights."""
+    updates: int
+    """Grows with every report; it stands still exactly when the rank does."""
 
     @property
-    def place(self) -> tuple[int, int, int]:
-        """Larger for a rank that is further."""
-        return (self.run, self.token, self.loaded)
+    def order(self) -> tuple[int, int, int]:
+        """Sorts ranks, the slowest first."""
+        return (self.generation, self.tokens, self.loaded_percent)
 
 
-class Board:
-    """A slot per rank. Each machine has a board of its own: memory is not shared further."""
+class ProgressBoard:
+    """Progress of all ranks of one machine; memory is not shared between machines."""
 
-    def __init__(
-        self, memory: mmap.mmap | bytearray, everyone_here: bool = True
-    ) -> None:
+    def __init__(self, memory: mmap.mmap | bytearray, one_node: bool = True) -> None:
         self._cells: Final = memoryview(memory).cast("q")
-        self._everyone_here = everyone_here
+        self._one_node = one_node
 
     @classmethod
-    def create(cls, folder: Path, ranks: int, everyone_here: bool = True) -> "Board":
-        """A new board in a folder, for the ranks of this machine to open.
+    def create(cls, folder: Path, ranks: int, one_node: bool = True) -> "ProgressBoard":
+        """Make a new board in a folder, for the ranks of this machine to open.
 
         Args:
-            everyone_here: no rank is on another machine, where it cannot note anything.
+            one_node: every rank is on this machine; ranks elsewhere cannot report here.
         """
-        _file(folder).write_bytes(bytes(ranks * _FIELDS * _BYTES))
-        return cls(_mapped(folder), everyone_here)
+        _file(folder).write_bytes(bytes(ranks * _FIELDS * _FIELD_BYTES))
+        return cls(_mapped(folder), one_node)
 
     @classmethod
-    def open(cls, folder: Path | None, ranks: int) -> "Board":
-        """The board that `create` made on this machine; one that nobody reads without it."""
+    def open(cls, folder: Path | None, ranks: int) -> "ProgressBoard":
+        """Open the board that `create` made on this machine, or else one that nobody reads."""
         if folder is None or not _file(folder).exists():
-            return cls(bytearray(ranks * _FIELDS * _BYTES))
+            return cls(bytearray(ranks * _FIELDS * _FIELD_BYTES))
         return cls(_mapped(folder))
 
-    def slot(self, rank: int) -> "Slot":
-        """What the rank notes in."""
-        return Slot(self._cells[rank * _FIELDS : (rank + 1) * _FIELDS])
+    def reporter(self, rank: int) -> "ProgressReporter":
+        """What the rank reports through."""
+        return ProgressReporter(self._cells[rank * _FIELDS : (rank + 1) * _FIELDS])
 
-    def ticks(self) -> int:
-        """How often any rank has got on."""
-        return sum(self._cells[_TICKS::_FIELDS].tolist())
+    def updates(self) -> int:
+        """Reports of all ranks so far."""
+        return sum(self._cells[_UPDATES::_FIELDS].tolist())
 
     def rank_progress(self) -> list[RankProgress]:
-        """Where every rank stands that can note it here; at least one."""
+        """Progress of every rank that can report here; of at least one."""
         rows = [
             self._cells[start : start + _FIELDS].tolist()
             for start in range(0, len(self._cells), _FIELDS)
         ]
-        rank_progress = [
+        ranks = [
             RankProgress(rank, PHASES[phase], *rest)
             for rank, (phase, *rest) in enumerate(rows)
         ]
-        heard = [each for each in rank_progress if each.ticks]
-        return rank_progress if self._everyone_here or not heard else heard
+        reported = [each for each in ranks if each.updates]
+        return ranks if self._one_node or not reported else reported
 
 
 def _file(folder: Path) -> Path:
-    return folder / f"board-{socket.gethostname()}"
+    return folder / f"progress-{socket.gethostname()}"
 
 
 def _mapped(folder: Path) -> mmap.mmap:
@@ -95,25 +93,25 @@ def _mapped(folder: Path) -> mmap.mmap:
         return mmap.mmap(stream.fileno(), 0)
 
 
-class Slot:
-    """One rank's place on the board."""
+class ProgressReporter:
+    """One rank's part of the board."""
 
     def __init__(self, cells: memoryview) -> None:
         self._cells = cells
 
-    def enter(self, phase: int, run: int = 0) -> None:
-        """A phase, or the next generation of it, begins."""
+    def enter(self, phase: int, generation: int = 0) -> None:
+        """Report that a phase, or the next generation of it, begins."""
         self._cells[_PHASE] = phase
-        self._cells[_RUN] = run
-        self._cells[_TOKEN] = 0
-        self._cells[_TICKS] += 1
+        self._cells[_GENERATION] = generation
+        self._cells[_TOKENS] = 0
+        self._cells[_UPDATES] += 1
 
     def token(self, index: int) -> None:
-        """The work for this token was issued."""
-        self._cells[_TOKEN] = index + 1
-        self._cells[_TICKS] += 1
+        """Report that the work for a token was issued."""
+        self._cells[_TOKENS] = index + 1
+        self._cells[_UPDATES] += 1
 
     def loaded(self, done_bytes: int, total_bytes: int) -> None:
-        """So much of the weights is there."""
+        """Report how much of the weights is loaded."""
         self._cells[_LOADED] = 100 * done_bytes // max(total_bytes, 1)
-        self._cells[_TICKS] += 1
+        self._cells[_UPDATES] += 1

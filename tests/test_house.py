@@ -27,6 +27,7 @@ BRIDGE = {
     "orchestrator.case",
     "orchestrator.record",
     "orchestrator.study.files",
+    "orchestrator.files",
     "orchestrator.job_spec",
     "orchestrator.errors",
     "orchestrator.causes.finding",

@@ -1,41 +1,44 @@
-"""heartbeat.json: how far an attempt is, for `orch status`. Written by `jobs.launch`, so that no
-rank writes anything while it measures.
+"""Writes heartbeat.json, from which `orch status` shows progress.
+
+The supervisor writes it, so that no rank writes a file while it measures.
 """
 
 import contextlib
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from jobs.progress import LOADING, MEASURING, PHASES, WARMING, Board, RankProgress
+from jobs.progress import LOADING, MEASURING, PHASES, WARMING, RankProgress
 from orchestrator.case import Case
+from orchestrator.files import write_whole
 from orchestrator.record import Heartbeat
-from orchestrator.study.files import Attempt, write_whole
+from orchestrator.study.files import Attempt
 
 
 def write_heartbeat(
-    attempt: Attempt, case: Case, board: Board, started_at: datetime
+    attempt: Attempt, case: Case, ranks: Sequence[RankProgress], started_at: datetime
 ) -> None:
-    """Replace the attempt's heartbeat by where the rank that is furthest behind stands."""
-    last = min(board.rank_progress(), key=lambda each: each.place)
+    """Replace the attempt's heartbeat by the progress of the slowest rank."""
+    slowest = min(ranks, key=lambda each: each.order)
     beat = Heartbeat(
         at=datetime.now(UTC),
-        phase=_phase(last, case),
-        done=last.run * case.new_tokens + last.token,
+        phase=_phase(slowest, case),
+        done=slowest.generation * case.new_tokens + slowest.tokens,
         total=(case.warmup + case.repeats) * case.new_tokens,
         host=socket.gethostname(),
         started_at=started_at,
     )
-    # A courtesy: where it cannot be written, the attempt goes on all the same.
+    # Progress is a courtesy: a disk that takes no heartbeat must not end the attempt.
     with contextlib.suppress(OSError):
         write_whole(attempt.heartbeat_file, beat.model_dump_json(), durable=False)
 
 
-def _phase(standing: RankProgress, case: Case) -> str:
-    name = standing.phase
+def _phase(rank: RankProgress, case: Case) -> str:
+    name = rank.phase
     if name == PHASES[LOADING]:
-        return f"{name} {standing.loaded} %"
+        return f"{name} {rank.loaded_percent} %"
     if name == PHASES[WARMING]:
-        return f"{name} {standing.run + 1} of {case.warmup}"
+        return f"{name} {rank.generation + 1} of {case.warmup}"
     if name == PHASES[MEASURING]:
-        return f"{name} {standing.run - case.warmup + 1} of {case.repeats}"
+        return f"{name} {rank.generation - case.warmup + 1} of {case.repeats}"
     return name

@@ -1,4 +1,4 @@
-"""Signals that are waited for instead of interrupting, so that no moment is a bad one for them."""
+"""Signals to end are waited for, not handled asynchronously: they interrupt nothing."""
 
 import signal
 import time
@@ -8,14 +8,14 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals:
-    """While entered, requests to end and the deaths of children wake `wait`, nothing else.
+    """A context in which a signal to end, or a child's death, does nothing but wake `wait`.
 
-    A signal that the caller had set to be ignored (nohup, a shell's background) stays ignored.
+    A signal that the caller ignores (under nohup, or in a shell's background) stays ignored.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        """The first request to end; it stands once it came."""
+        """The first signal to end; later ones do not replace it."""
         heeded = [each for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN]
         self._waited = {*heeded, signal.SIGCHLD}
 
@@ -29,24 +29,25 @@ class Signals:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Signals that are still pending would take effect as soon as they are unblocked.
         while signal.sigtimedwait(self._waited, 0):
-            pass  # taken off, or they would strike when unblocked
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def unblock(self) -> None:
-        """For a child between fork and exec: give it the mask that the caller had."""
+        """Restore the caller's signal mask; for a child between fork and exec."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def wait(self, seconds: float) -> None:
-        """Return after that time, or as soon as a child dies or a request to end comes."""
+        """Return after that time, or as soon as a child dies or a signal to end arrives."""
         if self.received is not None:
             seconds = min(seconds, 0.1)
         caught = signal.sigtimedwait(self._waited, max(seconds, 0))
         if caught is not None and caught.si_signo != signal.SIGCHLD:
             self.received = self.received or signal.Signals(caught.si_signo)
 
-    def rest(self, seconds: float) -> None:
-        """Sleep for that time, unless a request to end comes or has come."""
+    def sleep(self, seconds: float) -> None:
+        """Sleep for that time, or until a signal to end arrives."""
         until = time.monotonic() + seconds
         while self.received is None and time.monotonic() < until:
             self.wait(until - time.monotonic())

@@ -1,4 +1,4 @@
-"""How ranks are started: torchrun's command line and the variables it finds. Decides, acts not."""
+"""How ranks are started: torchrun's command line and environment. Runs nothing itself."""
 
 import os
 import shlex
@@ -12,20 +12,21 @@ from jobs.checkout import CHECKOUT
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """The machines of a job, and where they meet."""
+    """The nodes of a job and their rendezvous."""
 
     ranks_per_node: int
     count: int = 1
     rendezvous: str = ""
-    """`host:port` on the first node; needed for several."""
+    """`host:port` on the first node; unused on a single node."""
     job_id: str = ""
-    """The same on every node, another for each job and attempt."""
+    """The same on every node, different for each job and attempt: an earlier attempt's workers
+    must not join."""
     step: tuple[str, ...] = ()
-    """What starts a command once on each node; empty: it is started here."""
+    """Command that starts another once on each node; empty on a single node."""
 
 
 def nodes_of(environment: Mapping[str, str], ranks: int, attempt: int) -> Nodes:
-    """The nodes that this job's script (templates/slurm.sh.j2) tells of; without one, this one."""
+    """The nodes that the job's script (templates/slurm.sh.j2) announces, or else this one."""
     count = int(environment.get("ORCH_NODES", "1"))
     return Nodes(
         ranks_per_node=ranks // count,
@@ -37,14 +38,14 @@ def nodes_of(environment: Mapping[str, str], ranks: int, attempt: int) -> Nodes:
 
 
 def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
-    """The command that starts the ranks of `program` (a module and its arguments).
+    """The command that runs `program` (a module and its arguments) as every rank.
 
-    Every line that a rank writes comes out with `[rank0]:` before it; one rank's death ends all.
+    torchrun prefixes each line of a rank with `[rank0]:`, and ends all ranks when one dies.
     """
-    # A free port of this machine, whose own name need not resolve on it.
-    meeting = ["--standalone", "--local-addr=127.0.0.1"]
+    # Not by host name: a machine's own name need not resolve.
+    rendezvous = ["--standalone", "--local-addr=127.0.0.1"]
     if nodes.count > 1:
-        meeting = [
+        rendezvous = [
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={nodes.rendezvous}",
             f"--rdzv-id={nodes.job_id}",
@@ -54,7 +55,7 @@ def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
         sys.executable,
         "-m",
         "torch.distributed.run",
-        *meeting,
+        *rendezvous,
         f"--nnodes={nodes.count}",
         f"--nproc-per-node={nodes.ranks_per_node}",
         "--max-restarts=0",
@@ -67,21 +68,21 @@ def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
 
 
 def worker_environment(environment: Mapping[str, str], ranks: int) -> dict[str, str]:
-    """The variables of workers that share this machine's processors among `ranks`."""
+    """The environment of workers; `ranks` of them share this machine's processors."""
     path = environment.get("PYTHONPATH", "")
     threads = max(1, processors(environment) // ranks)
     return {
         **environment,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), path))),
         "PYTHONUNBUFFERED": "1",
-        # torchrun would set 1, sites often set the number for the whole task.
+        # torchrun would set 1; sites often set the number of the whole task.
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
     }
 
 
 def processors(environment: Mapping[str, str]) -> int:
-    """Processors that this job may use."""
+    """Number of processors that this job may use."""
     allowed = len(os.sched_getaffinity(0))
     granted = environment.get("SLURM_CPUS_PER_TASK", "")
     return min(allowed, int(granted)) if granted.isdigit() else allowed

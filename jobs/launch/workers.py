@@ -1,8 +1,8 @@
-"""Processes started, watched and ended, whatever they started themselves. Knows no case.
+"""Starts worker processes, watches them, and ends them with everything they started.
 
 Ranks live in sessions of their own, so no process group holds them all. Instead this process
-adopts every orphan among its descendants (a Linux subreaper), and ends descendants until there
-are none. Should this process itself be killed, the kernel tells the first one to end.
+adopts every orphan among its descendants (it is a Linux subreaper), and ends descendants until
+none is left. If this process itself is killed, the kernel sends SIGTERM to its first child.
 """
 
 import ctypes
@@ -24,44 +24,44 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What to run, and until when."""
+    """What to run, and when to end it."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
     folder: Path
     """The working directory."""
     log: Path
-    """Their output is added to it."""
+    """Their output is appended to it."""
     timeout_s: float | None = None
     stall_s: float
-    """They are ended when nothing in `progress` changed for so long."""
+    """They are ended if `progress` returns the same value for so long."""
     grace_s: float
-    """Between being asked to end and being ended."""
-    beat_s: float = 5.0
-    """Between two looks at their progress."""
+    """Between SIGTERM and SIGKILL."""
+    heartbeat_s: float = 5.0
     progress: Callable[[], object] = field(default=lambda: None)
-    """Anything that changes as long as they get on."""
-    on_beat: Callable[[], None] = field(default=lambda: None)
+    """Returns a value that changes as long as they make progress."""
+    on_heartbeat: Callable[[], None] = field(default=lambda: None)
+    """Called every `heartbeat_s`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How they ended."""
+    """How the workers ended."""
 
     exit_code: int
-    """As subprocess has it: negative for a signal."""
+    """Negative for a signal, as in `subprocess`."""
     elapsed_s: float
     timed_out: bool = False
     stalled: bool = False
     survivors: int = 0
-    """Processes that even SIGKILL did not end: they hang in the kernel."""
+    """Processes that even SIGKILL did not end, because they hang in the kernel."""
 
 
 def run_workers(workers: Workers, signals: Signals) -> Ending:
-    """Run them until they end by themselves, or a limit or a signal ends them; leave none behind.
+    """Run the workers until they exit, or a limit or a signal ends them. Leave none behind.
 
     Raises:
-        OSError: the command could not be started or its log not be opened.
+        OSError: the command cannot be started, or its log cannot be opened.
     """
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     start = time.monotonic()
@@ -100,9 +100,13 @@ def _start(workers: Workers, signals: Signals) -> subprocess.Popen[bytes]:
 def _watch(
     process: subprocess.Popen[bytes], workers: Workers, signals: Signals, start: float
 ) -> str:
-    """Wait for the end; why to make one, or "" where there is nothing left to end."""
+    """Wait until the workers exit or must be ended.
+
+    Returns:
+        `signal`, `timeout` or `stall` if they must be ended, "" if they exited.
+    """
     seen, seen_at = workers.progress(), start
-    next_beat = start
+    next_heartbeat = start
     deadline = start + (workers.timeout_s or float("inf"))
     while process.poll() is None:
         now = time.monotonic()
@@ -110,20 +114,20 @@ def _watch(
             return "signal"
         if now >= deadline:
             return "timeout"
-        if now >= next_beat:
-            workers.on_beat()
-            next_beat = now + workers.beat_s
-        standing = workers.progress()
-        if standing != seen:
-            seen, seen_at = standing, now
+        if now >= next_heartbeat:
+            workers.on_heartbeat()
+            next_heartbeat = now + workers.heartbeat_s
+        progress = workers.progress()
+        if progress != seen:
+            seen, seen_at = progress, now
         elif now - seen_at >= workers.stall_s:
             return "stall"
-        signals.wait(min(next_beat, deadline, seen_at + workers.stall_s) - now)
+        signals.wait(min(next_heartbeat, deadline, seen_at + workers.stall_s) - now)
     return ""
 
 
 def end_descendants(process: subprocess.Popen[bytes], grace_s: float) -> int:
-    """End every process below this one, first asking; how many are left all the same."""
+    """Send SIGTERM, then SIGKILL, to every descendant. Return how many survive even that."""
     asked: set[int] = set()
     until = time.monotonic() + grace_s
     while alive := _living(process):
@@ -155,7 +159,7 @@ def _living(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _reaped(child: psutil.Process) -> bool:
-    """Whether the process is dead; takes an adopted one's leavings away."""
+    """Whether the process is dead. Reaps it if this process has adopted it."""
     try:
         if child.status() != psutil.STATUS_ZOMBIE:
             return False
@@ -163,7 +167,7 @@ def _reaped(child: psutil.Process) -> bool:
     except psutil.NoSuchProcess:
         return True
     except ChildProcessError:
-        return True  # not ours: its own parent takes it away, or leaves it to us
+        return True  # its own parent reaps it, or its death hands it to us
     return True
 
 

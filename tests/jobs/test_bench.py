@@ -14,7 +14,7 @@ import torch
 from jobs import gates
 from jobs.bench import LoadingLine, compose, read_case
 from jobs.measure import Report, Work, measure, prepare
-from jobs.progress import Board
+from jobs.progress import ProgressBoard
 from kernels.generate import NOTHING, Batch
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
@@ -50,14 +50,14 @@ def case_file(folder: Path, case: Case) -> str:
 
 
 def prepared(case: Case) -> Work:
-    slot = Board.open(None, 1).slot(0)
-    return prepare(case, World(), slot, LoadingLine(slot, speaks=False))
+    reporter = ProgressBoard.open(None, 1).reporter(0)
+    return prepare(case, World(), reporter, LoadingLine(reporter, speaks=False))
 
 
 def record_of(
     work: Work, spoil: Callable[[Report], None] = lambda report: None
 ) -> Record:
-    report = measure(work, Board.open(None, 1).slot(0))
+    report = measure(work, ProgressBoard.open(None, 1).reporter(0))
     spoil(report)
     return compose(work, [report], 1, NOW)
 
@@ -132,12 +132,12 @@ def test_a_file_that_is_no_case_is_named(tmp_path: Path) -> None:
 
 
 def test_loading_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    board = Board.open(None, 1)
-    line = LoadingLine(board.slot(0), speaks=True, every_s=0)
+    board = ProgressBoard.open(None, 1)
+    line = LoadingLine(board.reporter(0), speaks=True, every_s=0)
     line(500_000_000, 2_000_000_000)
     assert capsys.readouterr().err == "loading  25 % (0.50 of 2.00 GB)\n"
-    assert board.rank_progress()[0].loaded == 25
-    LoadingLine(board.slot(0), speaks=False, every_s=0)(1, 2)
+    assert board.rank_progress()[0].loaded_percent == 25
+    LoadingLine(board.reporter(0), speaks=False, every_s=0)(1, 2)
     assert capsys.readouterr().err == ""
 
 
@@ -184,7 +184,9 @@ def test_repeats_that_differ_make_the_result_invalid(work: Work) -> None:
 
 
 def test_ranks_that_disagree_make_the_result_invalid(work: Work) -> None:
-    first, second = (measure(work, Board.open(None, 1).slot(0)) for _ in range(2))
+    first, second = (
+        measure(work, ProgressBoard.open(None, 1).reporter(0)) for _ in range(2)
+    )
     second.digests = ["other", "other"]
     record = compose(work, [first, second], 1, NOW)
     assert record.status == "invalid"

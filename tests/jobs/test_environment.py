@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from jobs import environment
-from jobs.launch.oom_kills import oom_kills
 from jobs.launch.torchrun import Nodes, processors, torchrun, worker_environment
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -153,27 +152,6 @@ def test_describing_needs_no_torch() -> None:
         command, cwd=CHECKOUT, capture_output=True, text=True, check=True
     )
     assert said.stdout.strip() == "False"
-
-
-@pytest.mark.parametrize(
-    ("line", "file"),
-    [
-        ("0::/slurm/job_7/step_0", "slurm/job_7/step_0/memory.events"),
-        ("4:memory:/slurm/job_7", "memory/slurm/job_7/memory.oom_control"),
-    ],
-)
-def test_kills_for_want_of_memory_are_counted(
-    tmp_path: Path, line: str, file: str
-) -> None:
-    (tmp_path / "cgroup").write_text(f"9:name=systemd:/\n{line}\n")
-    assert oom_kills(tmp_path / "cgroup", tmp_path) == 0
-    (tmp_path / file).parent.mkdir(parents=True)
-    (tmp_path / file).write_text("oom 5\noom_kill 2\n")
-    assert oom_kills(tmp_path / "cgroup", tmp_path) == 2
-
-
-def test_a_machine_without_control_groups_counts_none(tmp_path: Path) -> None:
-    assert oom_kills(tmp_path / "none", tmp_path) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A pack by the real `python -m jobs.launch`: torchrun, ranks, records; and faults injected."""
+"""A job by the real `python -m jobs.launch`: torchrun, ranks, records; and faults injected."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def job_spec_file(
     study.create()
     for each in cases:
         study.file_case(each)
-    pack = JobSpec(
+    job = JobSpec(
         study=str(folder),
         key="k",
         cases=[
@@ -59,19 +59,23 @@ def job_spec_file(
             for each, timeout_s in zip_longest(cases, timeouts_s)
         ],
     )
-    file = study.jobs_dir / "pack.json"
-    file.write_text(pack.model_dump_json())
+    file = study.jobs_dir / "job.json"
+    file.write_text(job.model_dump_json())
     return file
 
 
-def command(pack: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "jobs.launch", "--beat-s=0.2", *options, str(pack)]
+def command(job: Path) -> list[str]:
+    return [sys.executable, "-m", "jobs.launch", str(job)]
 
 
-def launch(pack: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def environ(**limits: str) -> dict[str, str]:
+    return os.environ | {"ORCH_HEARTBEAT_S": "0.2"} | limits
+
+
+def launch(job: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        command(pack, *options), cwd=CHECKOUT, capture_output=True, text=True, timeout=240,
-        check=False,
+        command(job), cwd=CHECKOUT, env=environ(), capture_output=True, text=True,
+        timeout=240, check=False,
     )  # fmt: skip
 
 
@@ -93,12 +97,16 @@ def is_rank(process: psutil.Process) -> bool:
 class Running:
     """A launch under way, and everything it started."""
 
-    def __init__(self, folder: Path, of: Case, *options: str) -> None:
+    def __init__(self, folder: Path, of: Case, **limits: str) -> None:
         self.case = of
         self.study = folder
-        pack = job_spec_file(folder, [of])
+        job = job_spec_file(folder, [of])
         self.process = subprocess.Popen(
-            command(pack, *options), cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+            command(job),
+            cwd=CHECKOUT,
+            env=environ(**limits),
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def descendants(self) -> list[psutil.Process]:
@@ -137,8 +145,8 @@ def start(
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed launch cannot tidy up
     started: list[tuple[Running, list[psutil.Process]]] = []
 
-    def begin(of: Case, *options: str) -> Running:
-        running = Running(tmp_path / "study", of, *options)
+    def begin(of: Case, **limits: str) -> Running:
+        running = Running(tmp_path / "study", of, **limits)
         running.await_that(lambda: len(running.ranks()) == of.gpus)
         started.append((running, running.descendants()))
         running.await_measuring()
@@ -154,12 +162,12 @@ def start(
         running.process.communicate()
 
 
-# ---- a whole pack
+# ---- a whole job
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Case]]:
-    """A study whose pack was launched: a checkpoint three ways, and a case that must fail."""
+    """A study whose job was launched: a checkpoint three ways, and a case that must fail."""
     folder = tmp_path_factory.mktemp("launched") / "study"
     checkpoint = folder.parent / "checkpoint"
     make_checkpoint(checkpoint, "hf", RandomWeights(SHAPE, 0, torch.float32))
@@ -175,7 +183,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Cas
     return folder, cases
 
 
-def test_every_case_of_a_pack_gets_its_record(
+def test_every_case_of_a_job_gets_its_record(
     study: tuple[Path, dict[str, Case]],
 ) -> None:
     folder, cases = study
@@ -226,7 +234,7 @@ def test_nothing_is_left_in_an_attempt_but_its_three_files(
 
 def test_launched_again_everything_is_done(study: tuple[Path, dict[str, Case]]) -> None:
     folder, cases = study
-    done = launch(Study(folder).jobs_dir / "pack.json")
+    done = launch(Study(folder).jobs_dir / "job.json")
     assert done.returncode == 0
     assert done.stdout.count("has a record, attempt 1") == len(cases)
     assert all(
@@ -281,7 +289,7 @@ def test_a_killed_launch_leaves_no_rank_behind(start: Callable[..., Running]) ->
 
 
 def test_a_hung_rank_is_ended_and_named(start: Callable[..., Running]) -> None:
-    running = start(case("tensor", 2, repeats=LONG), "--stall-s=20")
+    running = start(case("tensor", 2, repeats=LONG), ORCH_STALL_S="20")
     processes = running.descendants()
     victim = next(each for each in running.ranks() if each.environ()["RANK"] == "1")
     victim.suspend()
@@ -290,7 +298,7 @@ def test_a_hung_rank_is_ended_and_named(start: Callable[..., Running]) -> None:
     assert not any(each.is_running() for each in processes)
     record = only_record(running.study, running.case)
     assert (record.status, record.cause) == ("failed", "timeout")
-    assert "no rank got on any more" in record.evidence[0]
+    assert "no rank made progress for 20 s" in record.evidence[0]
 
 
 def test_a_result_outlives_a_folder_that_cannot_be_written_for_a_while(
@@ -309,7 +317,7 @@ def test_a_result_outlives_a_folder_that_cannot_be_written_for_a_while(
 def test_a_result_that_cannot_be_written_at_all_is_printed(
     start: Callable[..., Running],
 ) -> None:
-    running = start(case("single", 1, new_tokens=60, repeats=40), "--disk-s=0.1")
+    running = start(case("single", 1, new_tokens=60, repeats=40), ORCH_DISK_S="0.1")
     (attempt,) = Study(running.study).attempts(running.case.case_id)
     attempt.folder.rename(attempt.folder.with_name("aside"))
     code, output = running.end()
@@ -324,8 +332,8 @@ def test_out_of_host_memory_is_a_finding(tmp_path: Path) -> None:
         dim=4096, n_layers=4, n_heads=4, n_kv_heads=4, ffn_dim=65536, vocab_size=320
     )
     of = case("single", 1, random=large)
-    pack = job_spec_file(tmp_path / "study", [of])
-    limited = ["bash", "-c", 'ulimit -v 4000000; exec "$@"', "bash", *command(pack)]
+    job = job_spec_file(tmp_path / "study", [of])
+    limited = ["bash", "-c", 'ulimit -v 4000000; exec "$@"', "bash", *command(job)]
     done = subprocess.run(limited, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     record = only_record(tmp_path / "study", of)
@@ -337,8 +345,8 @@ def test_a_case_that_takes_too_long_is_ended_and_the_next_one_runs(
     tmp_path: Path,
 ) -> None:
     endless, short = case("single", 1, repeats=LONG), case("single", 1)
-    pack = job_spec_file(tmp_path / "study", [endless, short], [8])
-    done = launch(pack)
+    job = job_spec_file(tmp_path / "study", [endless, short], [8])
+    done = launch(job)
     assert done.returncode == 0, done.stdout + done.stderr
     record = only_record(tmp_path / "study", endless)
     assert (record.cause, record.retryable) == ("timeout", False)
@@ -347,9 +355,9 @@ def test_a_case_that_takes_too_long_is_ended_and_the_next_one_runs(
 
 def test_a_case_that_cannot_be_read_does_not_stop_the_next(tmp_path: Path) -> None:
     broken, sound = case("single", 1, seed=1), case("single", 1)
-    pack = job_spec_file(tmp_path / "study", [broken, sound])
+    job = job_spec_file(tmp_path / "study", [broken, sound])
     Study(tmp_path / "study").case_file(broken.case_id).write_text("{")
-    done = launch(pack)
+    done = launch(job)
     assert done.returncode == 1
     assert "cannot be read as a case" in done.stdout
     assert only_record(tmp_path / "study", sound).status == "ok"
@@ -357,14 +365,14 @@ def test_a_case_that_cannot_be_read_does_not_stop_the_next(tmp_path: Path) -> No
 
 def test_workers_that_cannot_be_started_are_recorded(tmp_path: Path) -> None:
     of = case("single", 1)
-    pack = job_spec_file(tmp_path / "study", [of])
+    job = job_spec_file(tmp_path / "study", [of])
     # A temporary folder that passes Python's own test and then takes no folder.
     program = (
-        "import sys, tempfile, jobs.launch; tempfile.tempdir = '/proc/self'; "
-        "sys.exit(jobs.launch.main(sys.argv[1:]))"
+        "import sys, tempfile; from jobs.launch.supervisor import main; "
+        "tempfile.tempdir = '/proc/self'; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(pack)], cwd=CHECKOUT, capture_output=True, text=True
+        [sys.executable, "-c", program, str(job)], cwd=CHECKOUT, capture_output=True, text=True
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     record = only_record(tmp_path / "study", of)

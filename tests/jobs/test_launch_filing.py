@@ -9,19 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from jobs.filing import deliver, file_or_keep, kept, print_record
+from jobs.filing import file_or_keep, kept_record, print_record
 from jobs.launch import post_mortem
+from jobs.launch.delivery import deliver
 from jobs.launch.heartbeat import write_heartbeat
 from jobs.launch.job_log import JobLog
+from jobs.launch.limits import Limits
+from jobs.launch.oom_kills import OomKills
 from jobs.launch.post_mortem import Symptoms
 from jobs.launch.signals import Signals
 from jobs.launch.supervisor import is_done, main
+from jobs.launch.torchrun import nodes_of
 from jobs.launch.workers import Ending
-from jobs.progress import LOADING, MEASURING, WARMING, Board
+from jobs.progress import LOADING, MEASURING, WARMING, ProgressBoard
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape
 from orchestrator.case import Case
-from orchestrator.job_spec import JobCase
+from orchestrator.errors import InputError
+from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.record import Cause, Heartbeat, Record, read_record
 from orchestrator.study.files import Attempt, Study
 
@@ -64,7 +69,7 @@ def attempt(study: Study) -> Attempt:
 def test_a_record_that_can_be_filed_is_filed(attempt: Attempt, tmp_path: Path) -> None:
     assert file_or_keep(failed("unknown"), attempt, tmp_path)
     assert attempt.read_record() == failed("unknown")
-    assert kept(tmp_path, attempt) is None
+    assert kept_record(tmp_path, attempt) is None
 
 
 def test_a_record_that_cannot_be_filed_is_kept(
@@ -72,7 +77,7 @@ def test_a_record_that_cannot_be_filed_is_kept(
 ) -> None:
     attempt.folder.rmdir()
     assert not file_or_keep(failed("unknown"), attempt, tmp_path)
-    assert kept(tmp_path, attempt) == failed("unknown")
+    assert kept_record(tmp_path, attempt) == failed("unknown")
 
 
 @pytest.mark.parametrize("folder", [None, Path("/nowhere/at/all")])
@@ -137,14 +142,14 @@ def test_a_request_to_end_ends_the_waiting(attempt: Attempt) -> None:
     assert time.monotonic() - start < 300
 
 
-def test_a_case_is_done_when_this_packs_turn_has_a_record(study: Study) -> None:
-    packed = JobCase(case_id=CASE.case_id, first_attempt=2)
+def test_a_case_is_done_when_this_jobs_turn_has_a_record(study: Study) -> None:
+    turn = JobCase(case_id=CASE.case_id, first_attempt=2)
     study.open_attempt(CASE.case_id).write_record(failed("unknown", 1))
-    assert not is_done(study, packed)
+    assert not is_done(study, turn)
     study.open_attempt(CASE.case_id)
-    assert not is_done(study, packed)
+    assert not is_done(study, turn)
     study.open_attempt(CASE.case_id).write_record(failed("config", 3))
-    assert is_done(study, packed)
+    assert is_done(study, turn)
 
 
 @pytest.mark.parametrize("cause", ["preempted", "cancelled", "node_fail"])
@@ -159,42 +164,42 @@ def test_a_damaged_record_does_not_make_a_case_done(study: Study) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"study": "/x", "odd": 1}'])
-def test_what_is_no_pack_is_refused_in_one_go(
+def test_a_file_that_is_no_job_spec_is_refused(
     tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if text is not None:
-        (tmp_path / "pack.json").write_text(text)
-    assert main([str(tmp_path / "pack.json")]) == 2
-    assert "must be a pack that `orch submit` wrote" in capsys.readouterr().err
+        (tmp_path / "job.json").write_text(text)
+    assert main([str(tmp_path / "job.json")]) == 2
+    assert "must be a job spec that `orch submit` wrote" in capsys.readouterr().err
 
 
 # ---- progress
 
 
 def test_a_rank_notes_and_another_process_reads(tmp_path: Path) -> None:
-    board = Board.create(tmp_path, 2)
-    slot = Board.open(tmp_path, 2).slot(1)
-    slot.enter(LOADING)
-    slot.loaded(30, 120)
-    slot.enter(MEASURING, run=4)
-    slot.token(6)
+    board = ProgressBoard.create(tmp_path, 2)
+    reporter = ProgressBoard.open(tmp_path, 2).reporter(1)
+    reporter.enter(LOADING)
+    reporter.loaded(30, 120)
+    reporter.enter(MEASURING, generation=4)
+    reporter.token(6)
     first, second = board.rank_progress()
-    assert (first.phase, first.ticks) == ("starting", 0)
-    assert (second.phase, second.run, second.token) == ("measuring", 4, 7)
-    assert second.loaded == 25
-    assert board.ticks() == 4
+    assert (first.phase, first.updates) == ("starting", 0)
+    assert (second.phase, second.generation, second.tokens) == ("measuring", 4, 7)
+    assert second.loaded_percent == 25
+    assert board.updates() == 4
 
 
 def test_ranks_of_other_machines_are_left_out(tmp_path: Path) -> None:
-    board = Board.create(tmp_path, 4, everyone_here=False)
+    board = ProgressBoard.create(tmp_path, 4, one_node=False)
     assert len(board.rank_progress()) == 4
-    board.slot(2).enter(WARMING)
+    board.reporter(2).enter(WARMING)
     assert [each.rank for each in board.rank_progress()] == [2]
 
 
 def test_without_a_board_notes_go_nowhere(tmp_path: Path) -> None:
     for folder in (None, tmp_path):
-        Board.open(folder, 2).slot(1).token(0)
+        ProgressBoard.open(folder, 2).reporter(1).token(0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,11 +214,11 @@ def test_without_a_board_notes_go_nowhere(tmp_path: Path) -> None:
 def test_the_heartbeat_tells_how_far_the_last_rank_is(
     attempt: Attempt, tmp_path: Path, phase: int, run: int, said: str
 ) -> None:
-    board = Board.create(tmp_path, 2)
+    board = ProgressBoard.create(tmp_path, 2)
     for rank in (0, 1):
-        board.slot(rank).enter(phase, run)
-    board.slot(0).token(3)
-    write_heartbeat(attempt, CASE, board, NOW)
+        board.reporter(rank).enter(phase, run)
+    board.reporter(0).token(3)
+    write_heartbeat(attempt, CASE, board.rank_progress(), NOW)
     beat = Heartbeat.model_validate_json(attempt.heartbeat_file.read_text())
     assert (beat.phase, beat.done, beat.total) == (said, run * 10, 50)
     assert beat.started_at == NOW
@@ -223,33 +228,36 @@ def test_a_heartbeat_that_cannot_be_written_harms_nobody(
     attempt: Attempt, tmp_path: Path
 ) -> None:
     attempt.folder.rmdir()
-    write_heartbeat(attempt, CASE, Board.create(tmp_path, 2), NOW)
+    board = ProgressBoard.create(tmp_path, 2)
+    write_heartbeat(attempt, CASE, board.rank_progress(), NOW)
 
 
 # ---- explanations
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    board = Board.create(tmp_path, 2)
-    board.slot(0).enter(MEASURING, 2)
-    board.slot(1).enter(MEASURING, 2)
-    board.slot(0).token(5)
+def board(tmp_path: Path) -> ProgressBoard:
+    board = ProgressBoard.create(tmp_path, 2)
+    board.reporter(0).enter(MEASURING, 2)
+    board.reporter(1).enter(MEASURING, 2)
+    board.reporter(0).token(5)
     return board
 
 
-def test_a_limit_that_ended_workers_is_the_cause(board: Board) -> None:
+def test_a_limit_that_ended_workers_is_the_cause(board: ProgressBoard) -> None:
     ending = Ending(exit_code=-9, elapsed_s=60.2, timed_out=True)
-    finding = post_mortem.explain(ending, board, Symptoms())
+    finding = post_mortem.explain(ending, board.rank_progress(), Symptoms())
     assert (finding.cause, finding.retryable) == ("timeout", False)
     assert "60 s" in finding.evidence[0]
     assert "generation 3, token 0" in finding.evidence[1]
 
 
-def test_a_rank_that_hangs_is_named(board: Board) -> None:
+def test_a_rank_that_hangs_is_named(board: ProgressBoard) -> None:
     ending = Ending(exit_code=-9, elapsed_s=900, stalled=True)
-    finding = post_mortem.explain(ending, board, Symptoms())
+    finding = post_mortem.explain(ending, board.rank_progress(), Symptoms(stall_s=42))
     assert finding.cause == "timeout"
+    assert finding.evidence[0] == "no rank made progress for 42 s"
+    assert "ORCH_STALL_S" in finding.remedy
     assert "rank 1 at measuring, generation 3, token 0" in finding.evidence[1]
 
 
@@ -266,21 +274,25 @@ SLURM = "slurmstepd: error: *** JOB 8 ON sg1 CANCELLED AT 2026-01-02T03:04:05{} 
         (" DUE TO JOB REQUEUE", "preempted"),
     ],
 )
-@pytest.mark.parametrize("log", ["workers", "slurm"])
+@pytest.mark.parametrize("log", ["worker_log", "job_log"])
 def test_slurm_tells_whose_wish_a_signal_was(
-    board: Board, why: str, cause: str, log: str
+    board: ProgressBoard, why: str, cause: str, log: str
 ) -> None:
-    logs = {"workers": ENDED, "slurm": ""}
+    logs = {"worker_log": ENDED, "job_log": ""}
     logs[log] += SLURM.format(why)
     told = Symptoms(received=signal.SIGTERM, **logs)
-    finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
+    finding = post_mortem.explain(
+        Ending(exit_code=1, elapsed_s=5), board.rank_progress(), told
+    )
     assert finding.cause == cause
     assert "generation 3" in finding.evidence[-1]
 
 
-def test_a_signal_that_nobody_explains_is_somebodys_wish(board: Board) -> None:
-    told = Symptoms(received=signal.SIGTERM, workers=ENDED)
-    finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
+def test_a_signal_that_nobody_explains_is_somebodys_wish(board: ProgressBoard) -> None:
+    told = Symptoms(received=signal.SIGTERM, worker_log=ENDED)
+    finding = post_mortem.explain(
+        Ending(exit_code=1, elapsed_s=5), board.rank_progress(), told
+    )
     assert (finding.cause, finding.retryable) == ("cancelled", True)
 
 
@@ -310,7 +322,7 @@ def test_a_job_without_a_log_file_is_told_nothing() -> None:
     ("end", "cause"), [("1000", "timeout"), ("1020", "timeout"), ("2000", "cancelled")]
 )
 def test_a_signal_at_the_end_of_the_jobs_time_is_the_time_limit(
-    board: Board, end: str, cause: str
+    board: ProgressBoard, end: str, cause: str
 ) -> None:
     environment = {"SLURM_JOB_END_TIME": end}
     rank_progress = board.rank_progress()
@@ -318,16 +330,79 @@ def test_a_signal_at_the_end_of_the_jobs_time_is_the_time_limit(
     assert finding.cause == cause
 
 
-def test_what_the_log_proves_is_the_cause(board: Board) -> None:
-    told = Symptoms(workers="[rank1]:torch.OutOfMemoryError: CUDA out of memory")
-    finding = post_mortem.explain(Ending(exit_code=1, elapsed_s=5), board, told)
+def test_what_the_log_proves_is_the_cause(board: ProgressBoard) -> None:
+    told = Symptoms(worker_log="[rank1]:torch.OutOfMemoryError: CUDA out of memory")
+    finding = post_mortem.explain(
+        Ending(exit_code=1, elapsed_s=5), board.rank_progress(), told
+    )
     assert (finding.cause, len(finding.evidence)) == ("oom_gpu", 1)
 
 
-def test_of_an_unknown_death_it_is_told_who_was_behind(board: Board) -> None:
+def test_of_an_unknown_death_it_is_told_who_was_behind(board: ProgressBoard) -> None:
     ending = Ending(exit_code=-9, elapsed_s=5)
-    finding = post_mortem.explain(ending, board, Symptoms())
+    finding = post_mortem.explain(ending, board.rank_progress(), Symptoms())
     assert finding.cause == "unknown"
     assert "rank 1" in finding.evidence[-1]
-    killed = post_mortem.explain(ending, board, Symptoms(oom_kills=1))
+    killed = post_mortem.explain(ending, board.rank_progress(), Symptoms(oom_kills=1))
     assert killed.cause == "oom_host"
+
+
+# ---- limits, nodes and kills
+
+
+def test_a_variable_of_the_job_sets_a_limit() -> None:
+    limits = Limits.from_environment({"ORCH_STALL_S": "1800", "PATH": "/bin"})
+    assert limits == Limits(stall_s=1800)
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "inf", "nan", ""])
+def test_a_limit_that_is_no_time_is_refused(value: str) -> None:
+    with pytest.raises(InputError, match="ORCH_DISK_S must be a positive number"):
+        Limits.from_environment({"ORCH_DISK_S": value})
+
+
+def test_a_job_with_a_wrong_limit_exits_2_and_runs_nothing(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turn = JobCase(case_id=CASE.case_id, first_attempt=1)
+    job = JobSpec(study=str(study.folder), key="k", cases=[turn])
+    file = study.folder / "job.json"
+    file.write_text(job.model_dump_json())
+    monkeypatch.setenv("ORCH_STALL_S", "never")
+    assert main([str(file)]) == 2
+    assert "ORCH_STALL_S" in capsys.readouterr().err
+    assert study.attempts(CASE.case_id) == []
+
+
+def test_workers_of_an_earlier_attempt_cannot_join_a_later_one() -> None:
+    environment = {
+        "ORCH_NODES": "2", "ORCH_RENDEZVOUS": "node1:29500", "SLURM_JOB_ID": "7",
+    }  # fmt: skip
+    first, second = (nodes_of(environment, 4, attempt) for attempt in (1, 2))
+    assert first.job_id != second.job_id
+    other_job = nodes_of(environment | {"SLURM_JOB_ID": "8"}, 4, 1)
+    assert first.job_id != other_job.job_id
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/slurm/job_7/step_0", "slurm/job_7/step_0/memory.events"),
+        ("4:memory:/slurm/job_7", "memory/slurm/job_7/memory.oom_control"),
+    ],
+)
+def test_only_kills_since_the_attempt_began_are_counted(
+    tmp_path: Path, line: str, file: str
+) -> None:
+    membership, count = tmp_path / "cgroup", tmp_path / file
+    membership.write_text(f"9:name=systemd:/\n{line}\n")
+    count.parent.mkdir(parents=True)
+    count.write_text("oom 9\noom_kill 3\n")
+    kills = OomKills(membership, tmp_path)
+    assert kills.since_start() == 0
+    count.write_text("oom 9\noom_kill 5\n")
+    assert kills.since_start() == 2
+
+
+def test_a_machine_without_control_groups_counts_no_kills(tmp_path: Path) -> None:
+    assert OomKills(tmp_path / "none", tmp_path).since_start() == 0

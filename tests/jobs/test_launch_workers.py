@@ -29,9 +29,9 @@ with Signals() as signals:
     ending = run_workers(
         Workers(
             command=command, environment={"PATH": "/usr/bin:/bin"}, folder=folder,
-            log=folder / "log", on_beat=lambda: (folder / "beat").touch(),
+            log=folder / "log", on_heartbeat=lambda: (folder / "beat").touch(),
             progress=lambda: progress.read_text() if progress.exists() else "",
-            **({"stall_s": 60, "grace_s": 0.5, "beat_s": 0.1} | json.loads(options)),
+            **({"stall_s": 60, "grace_s": 0.5, "heartbeat_s": 0.1} | json.loads(options)),
         ),
         signals,
     )

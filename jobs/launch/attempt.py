@@ -1,0 +1,160 @@
+"""One attempt of one case: start its workers, watch them, and make sure a record is filed."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jobs.checkout import CHECKOUT
+from jobs.environment import describe
+from jobs.filing import kept_record, print_record
+from jobs.launch import post_mortem
+from jobs.launch.delivery import deliver
+from jobs.launch.heartbeat import write_heartbeat
+from jobs.launch.job_log import JobLog, log
+from jobs.launch.limits import Limits
+from jobs.launch.oom_kills import OomKills
+from jobs.launch.signals import Signals
+from jobs.launch.torchrun import Nodes, nodes_of, torchrun, worker_environment
+from jobs.launch.workers import Workers, run_workers
+from jobs.progress import ProgressBoard
+from orchestrator.case import Case
+from orchestrator.causes.finding import Finding, read_ends
+from orchestrator.job_spec import JobCase
+from orchestrator.record import Record, RecordError
+from orchestrator.study.files import Attempt, Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningAttempt:
+    """An attempt in progress."""
+
+    case: Case
+    case_file: Path
+    attempt: Attempt
+    timeout_s: int | None
+    nodes: Nodes
+    scratch: Path
+    """Logs of ranks, the progress board, a record that could not be filed; seen by all nodes."""
+    started_at: datetime
+    limits: Limits
+
+
+def run_case(study: Study, turn: JobCase, limits: Limits, signals: Signals) -> bool:
+    """Make one attempt of the case. Return whether it has a record now."""
+    run = _open_attempt(study, turn, limits)
+    log(f"{turn.case_id}: attempt {run.attempt.number} starts")
+    try:
+        finding = _supervise(run, signals)
+        # A record that the workers filed counts, even if a limit ended them afterwards.
+        record = _record_of_workers(run) or _record_of_failure(run, finding)
+        filed = deliver(record, run.attempt, limits.disk_s, signals)
+    finally:
+        shutil.rmtree(run.scratch, ignore_errors=True)
+    if not filed:
+        print_record(record)
+    log(_outcome(record))
+    return filed
+
+
+def _open_attempt(study: Study, turn: JobCase, limits: Limits) -> RunningAttempt:
+    case = study.read_case(turn.case_id)
+    attempt = study.open_attempt(turn.case_id)
+    nodes = nodes_of(os.environ, case.gpus, attempt.number)
+    return RunningAttempt(
+        case=case,
+        case_file=study.case_file(turn.case_id),
+        attempt=attempt,
+        timeout_s=turn.timeout_s,
+        nodes=nodes,
+        scratch=_scratch_folder(nodes, attempt),
+        started_at=datetime.now(UTC),
+        limits=limits,
+    )
+
+
+def _scratch_folder(nodes: Nodes, attempt: Attempt) -> Path:
+    # Several nodes need a folder that all of them see. On one node the local disk is better:
+    # a full results disk must not stop the attempt.
+    shared = nodes.count > 1
+    folder = attempt.folder if shared else Path(tempfile.gettempdir())
+    return folder / f".orch-{uuid.uuid4().hex[:12]}"
+
+
+def _supervise(run: RunningAttempt, signals: Signals) -> Finding:
+    """Run the workers to their end. Return why they left no record, should they leave none."""
+    job_log, oom_kills = JobLog(), OomKills()
+    try:
+        run.scratch.mkdir(mode=0o700)
+        one_node = run.nodes.count == 1
+        board = ProgressBoard.create(run.scratch, run.case.gpus, one_node)
+        ending = run_workers(_workers(run, board), signals)
+    except OSError as error:
+        return post_mortem.not_started(error)
+    symptoms = post_mortem.Symptoms(
+        worker_log=read_ends(run.attempt.log_file),
+        job_log=job_log.since_start(),
+        received=signals.received,
+        oom_kills=oom_kills.since_start(),
+        stall_s=run.limits.stall_s,
+    )
+    return post_mortem.explain(ending, board.rank_progress(), symptoms)
+
+
+def _workers(run: RunningAttempt, board: ProgressBoard) -> Workers:
+    program = [
+        "jobs.bench",
+        str(run.case_file),
+        f"--attempt-dir={run.attempt.folder}",
+        f"--scratch={run.scratch}",
+        f"--collective-s={run.limits.collective_s}",
+        f"--started-at={run.started_at.isoformat()}",
+    ]
+    return Workers(
+        command=torchrun(run.nodes, run.scratch / "logs", program),
+        environment=worker_environment(os.environ, run.nodes.ranks_per_node),
+        folder=CHECKOUT,
+        log=run.attempt.log_file,
+        timeout_s=run.timeout_s,
+        stall_s=run.limits.stall_s,
+        grace_s=run.limits.grace_s,
+        heartbeat_s=run.limits.heartbeat_s,
+        progress=board.updates,
+        on_heartbeat=lambda: write_heartbeat(
+            run.attempt, run.case, board.rank_progress(), run.started_at
+        ),
+    )
+
+
+def _record_of_workers(run: RunningAttempt) -> Record | None:
+    """The record that rank 0 filed, or kept because it could not file it."""
+    try:
+        filed = run.attempt.read_record()
+    except RecordError as error:
+        log(str(error))
+        filed = None
+    return filed or kept_record(run.scratch, run.attempt)
+
+
+def _record_of_failure(run: RunningAttempt, finding: Finding) -> Record:
+    return Record(
+        case=run.case,
+        attempt=run.attempt.number,
+        status=finding.status,
+        cause=finding.cause,
+        evidence=list(finding.evidence),
+        remedy=finding.remedy,
+        retryable=finding.retryable,
+        started_at=run.started_at,
+        ended_at=datetime.now(UTC),
+        environment=describe(),
+    )
+
+
+def _outcome(record: Record) -> str:
+    elapsed_s = (record.ended_at - record.started_at).total_seconds()
+    why = f" ({record.cause}): {record.evidence[0]}" if record.evidence else ""
+    return f"{record.case.case_id}: {record.status} after {elapsed_s:.1f} s{why}"
