@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the program is killed."""
+"""Atomic writes: a file is complete or absent, whenever the program is killed."""
 
 import os
 import uuid
@@ -8,15 +8,15 @@ from pathlib import Path
 def write_whole(
     file: Path, text: str, *, replace: bool = True, durable: bool = True
 ) -> None:
-    """Write `text` so that a reader, or a crash, sees all of it or nothing.
+    """Write `text` so that no reader, even after a crash, sees a part of it.
 
     Args:
-        replace: put it in the place of a file of that name.
-        durable: on disk when this returns, so that a power cut spares it too.
+        replace: overwrite an existing file.
+        durable: sync it to the disk, so that it survives a power cut.
 
     Raises:
-        FileExistsError: `replace` is off and the file is there.
-        OSError: the disk is full, read-only or not there; the old file is as it was.
+        FileExistsError: the file exists and `replace` is off.
+        OSError: the disk is full or read-only; an existing file is unchanged.
     """
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -28,7 +28,7 @@ def write_whole(
         if replace:
             scratch.replace(file)
         else:
-            # Atomic on NFS too, and fails where the name is taken.
+            # A link is atomic on NFS too, and fails if the name is taken.
             os.link(scratch, file)
     finally:
         scratch.unlink(missing_ok=True)

@@ -4,14 +4,14 @@
       study.json                     cases in grid order, cluster
       grid.yaml                      the grid as last submitted
       cases/<case_id>/case.json
-      cases/<case_id>/pruned.json    why it cannot fit, while that is the forecast
+      cases/<case_id>/pruned.json    why it cannot fit, as long as the forecast says so
       cases/<case_id>/attempt-1/     record.json, worker.log, heartbeat.json: never overwritten
-      ledger.jsonl                   what was asked of Slurm or the local runner, and its answer
-      jobs/<key>/                    packs, scripts and logs of the jobs of one submission
+      ledger.jsonl                   submissions to Slurm or the local runner, and their answers
+      jobs/<key>/                    job specs, script and logs of one submission
 
-Every file is written whole to a temporary name and then given its real one, so that a crash
-of the program leaves either the old file or the new one. What can be written again from the
-grid (cases, packs) is not forced to the disk, so that a thousand cases take a second.
+Every file is written under a temporary name and then renamed, so a crash leaves either the old
+file or the new one. Files that can be written again from the grid (cases, job specs) are not
+synced to the disk, so that filing a thousand cases takes a second.
 """
 
 import json
@@ -34,7 +34,7 @@ _ATTEMPT = re.compile(r"attempt-(\d+)")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of one case: a numbered folder of its own."""
+    """One run of one case, in a numbered folder of its own."""
 
     case_id: str
     number: int
@@ -42,39 +42,43 @@ class Attempt:
 
     @property
     def record_file(self) -> Path:
-        """Written once, by rank 0 or, where the workers died, by `jobs.launch`."""
+        """Written once: by rank 0, or by `jobs.launch` if the workers died."""
         return self.folder / "record.json"
 
     @property
     def log_file(self) -> Path:
-        """What the workers printed."""
+        """Output of the workers."""
         return self.folder / "worker.log"
 
     @property
     def heartbeat_file(self) -> Path:
-        """Progress while it runs, replaced as it goes."""
+        """Progress of a running attempt, replaced every few seconds."""
         return self.folder / "heartbeat.json"
 
     @property
     def trace_file(self) -> Path:
-        """Who computed when, as Chrome's trace events; see `jobs.tracing.trace`."""
+        """Which rank computed when, as Chrome trace events; see `jobs.tracing`."""
         return self.folder / "trace.json.gz"
 
     def flame_file(self, rank: int | None = None) -> Path:
-        """Flame graph of one rank, or of all together; folded stacks stand beside it."""
+        """Flame graph of one rank, or of all ranks together."""
         return self.folder / ("flame.svg" if rank is None else f"flame-{rank}.svg")
 
     def write_record(self, record: Record) -> None:
-        """File the record; FileExistsError where the attempt has one already."""
+        """File the record.
+
+        Raises:
+            FileExistsError: the attempt has one already.
+        """
         write_whole(
             self.record_file, record.model_dump_json(indent=1) + "\n", replace=False
         )
 
     def read_record(self) -> Record | None:
-        """The record, or None where none was written yet.
+        """The record, or None if none was written yet.
 
         Raises:
-            RecordError: the file is there and is no valid record of this case and attempt.
+            RecordError: the file is not a valid record of this case and attempt.
         """
         try:
             text = self.record_file.read_text(encoding="utf-8")
@@ -86,7 +90,7 @@ class Attempt:
         if (record.case.case_id, record.attempt) != (self.case_id, self.number):
             raise RecordError(
                 f"{self.record_file} is the record of {record.case.case_id}, attempt "
-                f"{record.attempt}: it does not belong here"
+                f"{record.attempt}; move it to that attempt's folder"
             )
         return record
 
@@ -99,7 +103,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.folder.name
 
     @property
@@ -109,17 +113,17 @@ class Study:
 
     @property
     def ledger_file(self) -> Path:
-        """See `orchestrator.study.ledger`."""
+        """The ledger; see `orchestrator.study.ledger`."""
         return self.folder / "ledger.jsonl"
 
     @property
     def lock_file(self) -> Path:
-        """Held while a command changes the study."""
+        """The lock that a command holds while it changes the study."""
         return self.folder / ".lock"
 
     @property
     def jobs_dir(self) -> Path:
-        """Packs, scripts and logs of jobs."""
+        """Job specs, scripts and logs of all submissions."""
         return self.folder / "jobs"
 
     @property
@@ -128,11 +132,11 @@ class Study:
         return self.jobs_dir / "answers.json"
 
     def job_dir(self, key: str) -> Path:
-        """What belongs to the jobs of one submission."""
+        """Job specs, script and logs of one submission."""
         return self.jobs_dir / key
 
     def job_spec_file(self, key: str, index: int) -> Path:
-        """The pack of the submission's `index`-th job, from 0."""
+        """Spec of the submission's job number `index`, counted from 0."""
         return self.job_dir(key) / f"pack-{index}.json"
 
     def case_dir(self, case_id: str) -> Path:
@@ -144,12 +148,16 @@ class Study:
         return self.case_dir(case_id) / "case.json"
 
     def create(self) -> None:
-        """Make the folders; harmless where they are."""
+        """Make the folders, if they do not exist."""
         (self.folder / "cases").mkdir(parents=True, exist_ok=True)
         self.jobs_dir.mkdir(exist_ok=True)
 
     def read_facts(self) -> dict[str, Any]:
-        """study.json: `cases` (ids in grid order) and what `orch submit` noted; {} before it."""
+        """Read study.json: `cases` (ids in grid order) and facts of the last submit; {} before it.
+
+        Raises:
+            OrchError: the file is damaged.
+        """
         file = self.folder / "study.json"
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
@@ -157,22 +165,25 @@ class Study:
             return {}
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise OrchError(
-                f"{file} is damaged: {error}; `orch submit` with the study's grid writes it anew"
+                f"{file} is damaged: {error}; `orch submit` with the study's grid rewrites it"
             ) from error
         if not isinstance(facts, dict):
-            raise OrchError(f"{file} is damaged: not an object")
+            raise OrchError(
+                f"{file} is damaged: it is not a JSON object; `orch submit` with the study's grid "
+                f"rewrites it"
+            )
         return facts
 
     def write_facts(self, facts: dict[str, Any]) -> None:
-        """Replace study.json; under the study's lock."""
+        """Replace study.json. The caller holds the study's lock."""
         write_whole(self.folder / "study.json", json.dumps(facts, indent=1) + "\n")
 
     def write_grid(self, text: str) -> None:
-        """Keep the grid as submitted now."""
+        """Keep a copy of the grid."""
         write_whole(self.grid_file, text, durable=False)
 
     def file_case(self, case: Case) -> None:
-        """Write case.json, unless it is there and says the same."""
+        """Write case.json, unless it exists with the same content."""
         file = self.case_file(case.case_id)
         text = case.model_dump_json(indent=1) + "\n"
         try:
@@ -183,10 +194,10 @@ class Study:
         write_whole(file, text, durable=False)
 
     def read_case(self, case_id: str) -> Case:
-        """The case as filed.
+        """Read the case.
 
         Raises:
-            OrchError: it is not there or not a case.
+            OrchError: the file is missing or damaged.
         """
         file = self.case_file(case_id)
         try:
@@ -195,14 +206,14 @@ class Study:
             raise OrchError(f"{file} cannot be read as a case: {error}") from error
 
     def ordered_ids(self) -> list[str]:
-        """The cases in grid order as `orch submit` last noted it; none where that is damaged."""
+        """Case ids in grid order, as of the last submit; empty if study.json is damaged."""
         try:
             return [str(case_id) for case_id in self.read_facts().get("cases", [])]
         except (OrchError, TypeError):
             return []
 
     def case_ids(self) -> list[str]:
-        """Every case filed here, in grid order."""
+        """All case ids of the study, in grid order."""
         ordered = self.ordered_ids()
         known = set(ordered)
         cases = self.folder / "cases"
@@ -210,7 +221,7 @@ class Study:
         return [*ordered, *(case_id for case_id in filed if case_id not in known)]
 
     def prune(self, case_id: str, reason: str) -> None:
-        """Note why a case is not submitted."""
+        """Note why a case cannot fit and is not submitted."""
         write_whole(
             self.case_dir(case_id) / "pruned.json",
             json.dumps({"reason": reason}) + "\n",
@@ -218,11 +229,11 @@ class Study:
         )
 
     def unprune(self, case_id: str) -> None:
-        """The forecast says that the case fits after all."""
+        """Forget the note: the case fits now."""
         (self.case_dir(case_id) / "pruned.json").unlink(missing_ok=True)
 
     def pruned(self, case_id: str) -> str | None:
-        """Why the case was not submitted, or None."""
+        """Why the case cannot fit, or None."""
         try:
             text = (self.case_dir(case_id) / "pruned.json").read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -230,10 +241,10 @@ class Study:
         try:
             return str(json.loads(text)["reason"])
         except (ValueError, KeyError, TypeError):
-            return "the reason was not kept: pruned.json is damaged"
+            return "unknown reason: pruned.json is damaged"
 
     def attempts(self, case_id: str) -> list[Attempt]:
-        """All attempts of a case, first one first."""
+        """All attempts of a case, the first one first."""
         try:
             names = os.listdir(self.case_dir(case_id))
         except FileNotFoundError:
@@ -244,7 +255,7 @@ class Study:
         return [self._attempt(case_id, number) for number in numbers]
 
     def open_attempt(self, case_id: str) -> Attempt:
-        """Make the folder of the next attempt; two callers at once get two different ones."""
+        """Make the folder of the next attempt. Concurrent callers get different attempts."""
         number = max((attempt.number for attempt in self.attempts(case_id)), default=0)
         while True:
             number += 1
@@ -260,21 +271,21 @@ class Study:
 
 
 def attempt_in(folder: Path) -> Attempt:
-    """The attempt that `Study.open_attempt` made this folder for.
+    """The attempt that lives in `folder`.
 
     Raises:
-        InputError: it has no such name.
+        InputError: the folder is not named like an attempt.
     """
     found = _ATTEMPT.fullmatch(folder.name)
     if found is None:
         raise InputError(
-            f"an attempt's folder is called attempt-1, attempt-2 …: {folder} is not"
+            f"an attempt's folder is named attempt-1, attempt-2 …, got {folder}; pass such a folder"
         )
     return Attempt(folder.parent.name, int(found[1]), folder)
 
 
 def finished(study: Study, case_id: str) -> Iterator[Record]:
-    """The valid records of a case, latest attempt first; damaged ones are passed over."""
+    """Valid records of a case, the latest attempt first; damaged ones are skipped."""
     for attempt in reversed(study.attempts(case_id)):
         try:
             record = attempt.read_record()

@@ -1,4 +1,4 @@
-"""Which study a command means: by name, or the one last submitted to."""
+"""Find the study that a command is about: by name, or the one last submitted to."""
 
 import re
 from pathlib import Path
@@ -10,15 +10,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def named_study(results: Path, name: str) -> Study:
-    """The study of that name, which may not exist yet.
+    """The study of that name; it need not exist.
 
     Raises:
-        InputError: the name would not be one plain folder.
+        InputError: the name is not that of a plain folder.
     """
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"a study's name is letters, digits, '.', '_' and '-', starting with a letter or "
-            f"digit: {name!r} is not; give another with --study"
+            f"a study's name consists of letters, digits, '.', '_' and '-' and starts with a "
+            f"letter or digit, got {name!r}; give another with --study"
         )
     return Study(results / name)
 
@@ -36,7 +36,7 @@ def find_study(results: Path, name: str | None) -> Study:
     """The named study, or the one last submitted to.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such study.
     """
     found = studies(results)
     if name is None:
