@@ -65,7 +65,7 @@ def test_attempts_are_numbered_and_two_at_once_differ(study: Study) -> None:
 def test_a_record_in_the_wrong_folder_is_refused(study: Study) -> None:
     attempt = study.open_attempt(CASE.case_id)
     attempt.write_record(a_record(a_case(gpus=2)))
-    with pytest.raises(RecordError, match="does not belong here"):
+    with pytest.raises(RecordError, match="is the record of"):
         attempt.read_record()
 
 
