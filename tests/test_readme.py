@@ -56,7 +56,7 @@ def test_every_orch_command_and_option_it_names_exists() -> None:
         r"(?:^\$ |`)orch ([a-z]+[^`\n]*)", README.read_text(), re.MULTILINE
     ):
         verb, *words = line.split("#")[0].split("|")[0].split(">")[0].split()
-        command = orch.commands.get(verb)
+        command = orch.get_command(click.Context(orch), verb)
         assert isinstance(command, click.Command), f"orch {verb}"
         options = {name for parameter in command.params for name in parameter.opts}
         assert {

@@ -1,9 +1,19 @@
 """`orch cancel`: end the jobs of cases, by job id only."""
 
+import sys
 from collections import defaultdict
 from pathlib import Path
 
+import click
+
 from orchestrator.commands.console import talk
+from orchestrator.commands.options import (
+    cases_argument,
+    confirm,
+    results_option,
+    study_option,
+    yes_option,
+)
 from orchestrator.commands.selection import Choice, Confirm, agree, choose, of_status
 from orchestrator.commands.status import look
 from orchestrator.errors import InputError
@@ -17,7 +27,37 @@ from orchestrator.submission.job_states import runner_of
 from orchestrator.units import counted
 
 
+@click.command()
+@cases_argument
+@click.option("--all", "everything", is_flag=True, help="Every job of the study.")
+@click.option(
+    "--status", "statuses", type=click.Choice(("pending", "running")), multiple=True,
+    help="Only cases of this status.",
+)  # fmt: skip
+@yes_option
+@study_option
+@results_option
 def cancel(
+    cases: tuple[str, ...],
+    everything: bool,
+    statuses: tuple[str, ...],
+    yes: bool,
+    study: str | None,
+    results: Path,
+) -> None:
+    """End the jobs of cases that wait or run.
+
+    CASE is a case id, a part of one, or a pattern such as '*70b*'.
+    """
+    choice = Choice(cases, statuses)
+    sys.exit(
+        cancel_cases(
+            results, study, choice, everything=everything, yes=yes, confirm=confirm
+        )
+    )
+
+
+def cancel_cases(
     results: Path,
     name: str | None,
     choice: Choice,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import click
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -18,13 +19,25 @@ from orchestrator.clusters.cluster import (
 from orchestrator.clusters.detect import detect
 from orchestrator.clusters.parts import Device, Route
 from orchestrator.commands.console import duration, put
+from orchestrator.commands.options import complete_cluster, json_option
 
 
-def clusters(name: str | None, *, as_json: bool, schema: bool) -> int:
-    """Print the profile of that name or file, or a line for each that ships."""
+@click.command()
+@click.argument(
+    "name", metavar="[CLUSTER]", required=False, shell_complete=complete_cluster
+)
+@json_option
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON Schema of a profile, for editors."
+)
+def clusters(name: str | None, as_json: bool, schema: bool) -> None:
+    """List known sites, or show everything about one.
+
+    CLUSTER is the name of a profile in jobs/clusters, or the path of one.
+    """
     if schema:
         print(json.dumps(json_schema(), indent=1))
-        return 0
+        return
     here = detect().name
     shown = [load_cluster(name)] if name else [load_cluster(n) for n in cluster_names()]
     if as_json:
@@ -34,7 +47,6 @@ def clusters(name: str | None, *, as_json: bool, schema: bool) -> int:
         put(_explained(shown[0]))
     else:
         put(_list(shown, here))
-    return 0
 
 
 def _row(cluster: Cluster, here: str) -> dict[str, Any]:

@@ -1,9 +1,14 @@
 """`orch collect`: read the records, write the table to stdout."""
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import click
+from click.shell_completion import CompletionItem
+
+from orchestrator.commands.options import results_option, study_option
 from orchestrator.commands.status import look
 from orchestrator.errors import InputError
 from orchestrator.study.find import find_study
@@ -12,8 +17,43 @@ from orchestrator.tables.columns import COLUMNS, Kind, long_row
 from orchestrator.tables.formats import Rows, four_digits, parquet_bytes, shown, text_of
 from orchestrator.tables.table import Table, comparison
 
+FORMATS = ("csv", "markdown", "latex", "json", "parquet")
 
+
+def _complete_metric(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    from orchestrator.tables.metrics import FACTS, METRICS
+
+    names = (*METRICS, *FACTS)
+    return [CompletionItem(name) for name in names if name.startswith(typed)]
+
+
+@click.command()
+@study_option
+@click.option("--long", is_flag=True, help="One row per case with every metric.")
+@click.option(
+    "--format", "kind", type=click.Choice(FORMATS), default="csv", show_default=True,
+    help="How the table is written.",
+)  # fmt: skip
+@click.option(
+    "--metric", metavar="NAME", default="output_tok_per_s", show_default=True,
+    shell_complete=_complete_metric, help="What the cells of the table show.",
+)  # fmt: skip
+@results_option
 def collect(
+    study: str | None, long: bool, kind: str, metric: str, results: Path
+) -> None:
+    """Print the comparison table.
+
+    A row per model and strategy, a column per number of GPUs. A case that does not fit in
+    memory is a #; one that failed shows its cause.
+    """
+    gc.disable()  # a third of the time of reading 10,000 records
+    print_table(results, study, long=long, kind=kind, metric=metric)
+
+
+def print_table(
     results: Path, name: str | None, *, long: bool, kind: str, metric: str
 ) -> None:
     """Print the comparison table, or every case with every metric."""

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 from rich.markup import escape
 
 from orchestrator.checkout import checkout
@@ -19,6 +20,7 @@ from orchestrator.clusters.cluster import Cluster, load_cluster
 from orchestrator.clusters.detect import detect
 from orchestrator.clusters.hardware import gpu_memories_bytes, host_memory_bytes
 from orchestrator.commands.console import put
+from orchestrator.commands.options import complete_cluster, results_option
 from orchestrator.slurm.doctor import slurm_findings
 
 _NEEDED = ("click", "jinja2", "pandas", "pydantic", "rich", "submitit", "torch", "sentencepiece",
@@ -28,12 +30,17 @@ _LITTLE_BYTES = 2**30
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def doctor(results: Path, name: str | None, *, job: bool) -> int:
-    """Print what was found; 1 where something must be mended.
+@click.command()
+@click.option(
+    "--cluster", "name", metavar="NAME", shell_complete=complete_cluster,
+    help="A profile of jobs/clusters or a file.  [default: the one detected]",
+)  # fmt: skip
+@click.option("--job", is_flag=True, help="Also run a job of a minute on the cluster.")
+@results_option
+def doctor(name: str | None, job: bool, results: Path) -> None:
+    """Check that everything a study needs is in place.
 
-    Args:
-        name: the cluster's profile; None: the one that is detected.
-        job: also run a job of a minute on the cluster.
+    Each finding is ok, warn or fail, and says what to do. The exit code is 1 if one is fail.
     """
     cluster = load_cluster(name) if name else detect()
     found = []
@@ -42,7 +49,7 @@ def doctor(results: Path, name: str | None, *, job: bool) -> int:
         style = _STYLES[finding.level]
         way_out = f"\n       → {escape(finding.remedy)}" if finding.remedy else ""
         put(f"[{style}]{finding.level:4}[/] {escape(finding.what)}{way_out}")
-    return 1 if any(each.level == "fail" for each in found) else 0
+    sys.exit(any(each.level == "fail" for each in found))
 
 
 def findings(results: Path, cluster: Cluster, *, job: bool) -> Iterator[Check]:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+import click
+
 from orchestrator.commands.console import talk
+from orchestrator.commands.options import results_option, study_option
 from orchestrator.commands.selection import matching
 from orchestrator.commands.status import look
 from orchestrator.errors import InputError
@@ -19,7 +22,26 @@ from orchestrator.study.ledger import read_ledger
 POLL_S = 0.5
 
 
+@click.command()
+@click.argument("case", metavar="CASE")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the case has ended.")
+@click.option(
+    "--attempt", type=click.IntRange(1), metavar="N", help="[default: latest]"
+)
+@study_option
+@results_option
 def logs(
+    case: str, follow: bool, attempt: int | None, study: str | None, results: Path
+) -> None:
+    """Print what the workers of a case wrote.
+
+    CASE is a case id, or any unambiguous part of one. Where the workers wrote nothing, the
+    log of their job is printed.
+    """
+    sys.exit(print_log(results, study, case, attempt=attempt, follow=follow))
+
+
+def print_log(
     results: Path,
     name: str | None,
     case: str,

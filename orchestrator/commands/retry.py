@@ -10,14 +10,24 @@ oom_gpu invalid_result
 config                      no, it comes again          --anyway
 """
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import load_cluster
 from orchestrator.commands.console import talk
+from orchestrator.commands.options import (
+    cases_argument,
+    confirm,
+    results_option,
+    study_option,
+    yes_option,
+)
 from orchestrator.commands.selection import Choice, Confirm, agree, choose, of_status
 from orchestrator.study.case_status import CaseStatus, case_statuses
 from orchestrator.study.files import Study
@@ -30,6 +40,59 @@ from orchestrator.units import counted
 
 _MENDED_BY = {"timeout": "case_time", "oom_host": "host_memory"}
 _OPTION = {"timeout": "--case-time 2h", "oom_host": "--host-memory 64GiB"}
+
+
+STATUSES = ("lost", "failed", "invalid", "oom")
+CAUSES = ("oom_gpu", "oom_host", "timeout", "preempted", "node_fail", "nccl", "launch",
+          "config", "invalid_result", "cancelled", "lost", "unknown")  # fmt: skip
+
+
+@click.command()
+@cases_argument
+@click.option(
+    "--cause", "causes", type=click.Choice(CAUSES), multiple=True,
+    help="Only this cause.",
+)  # fmt: skip
+@click.option(
+    "--status", "statuses", type=click.Choice(STATUSES), multiple=True,
+    help="Only cases of this status.",
+)  # fmt: skip
+@click.option("--case-time", metavar="TIME", help="Time for each case, such as 2h.")
+@click.option(
+    "--host-memory", metavar="SIZE", help="Main memory for each GPU, such as 64GiB."
+)
+@click.option(
+    "--pack",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cases that one job runs in turn.",
+)
+@click.option("--exclude", metavar="NODE", multiple=True, help="Not on this node.")
+@click.option("--anyway", is_flag=True, help="Even if it is expected to fail again.")
+@yes_option
+@study_option
+@results_option
+def retry(
+    cases: tuple[str, ...],
+    causes: tuple[str, ...],
+    statuses: tuple[str, ...],
+    case_time: str | None,
+    host_memory: str | None,
+    pack: int | None,
+    exclude: tuple[str, ...],
+    anyway: bool,
+    yes: bool,
+    study: str | None,
+    results: Path,
+) -> None:
+    """Run failed cases again where that can help.
+
+    CASE is a case id, a part of one, or a pattern such as '*70b*'; without any, all failed
+    cases of the study are meant.
+    """
+    choice = Choice(cases, statuses, causes)
+    change = Change(case_time, host_memory, pack, exclude, anyway)
+    sys.exit(retry_cases(results, study, choice, change, yes=yes, confirm=confirm))
 
 
 @dataclass(frozen=True)
@@ -65,7 +128,7 @@ class _Sorted:
     """Why others are not run again."""
 
 
-def retry(
+def retry_cases(
     results: Path,
     name: str | None,
     choice: Choice,

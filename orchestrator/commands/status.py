@@ -1,11 +1,15 @@
 """`orch status`: what runs, what waits, what failed and why."""
 
+import gc
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import click
+
+from orchestrator.commands.options import json_option, results_option, study_option
 from orchestrator.study.case_status import ACTIVE, CaseStatus, case_statuses
 from orchestrator.study.files import Study
 from orchestrator.study.find import find_study
@@ -15,7 +19,23 @@ from orchestrator.submission.job_states import asker
 WATCH_S = 2.0
 
 
-def show(results: Path, name: str | None, *, watch: bool, as_json: bool) -> int:
+@click.command()
+@study_option
+@click.option(
+    "--watch", is_flag=True, help="Show it again as it changes, until all have ended."
+)
+@json_option
+@results_option
+def status(study: str | None, watch: bool, as_json: bool, results: Path) -> None:
+    """Show what runs, what waits, and what failed and why."""
+    if watch and as_json:
+        raise click.UsageError("--watch is for people: take it or --json, not both")
+    if not watch:
+        gc.disable()  # a third of the time of reading 10,000 records
+    sys.exit(_show(results, study, watch=watch, as_json=as_json))
+
+
+def _show(results: Path, name: str | None, *, watch: bool, as_json: bool) -> int:
     """Print the study's cases; the exit code."""
     study = find_study(results, name)
     found = look(study)

@@ -1,13 +1,21 @@
 """`orch submit`: submit what of the grid is not done yet, once, whatever happens meanwhile."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import click
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.commands.console import STYLES, note, put, talk
+from orchestrator.commands.options import (
+    complete_cluster,
+    complete_study,
+    results_option,
+)
 from orchestrator.commands.wait import wait_for
 from orchestrator.study.case_status import ACTIVE, CaseStatus
 from orchestrator.study.ledger import read_ledger
@@ -17,7 +25,53 @@ from orchestrator.submission.plan import Plan, Request, Target, file_plan, plan,
 from orchestrator.units import counted
 
 
-def dry_run(request: Request, *, ask: bool = False) -> int:
+@click.command()
+@click.option(
+    "--grid", required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file: axes, fixed values, cluster.",
+)  # fmt: skip
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be submitted; do nothing."
+)
+@click.option(
+    "--cluster", metavar="NAME", shell_complete=complete_cluster,
+    help="Where to run: a profile of jobs/clusters or a file.  [default: the grid's]",
+)  # fmt: skip
+@click.option(
+    "--study", metavar="NAME", shell_complete=complete_study,
+    help="Folder under the results.  [default: the grid's]",
+)  # fmt: skip
+@click.option("--subset", metavar="NAME", help="Only this named subset of the grid.")
+@click.option(
+    "--pack", type=click.IntRange(1), metavar="N",
+    help="Cases that one job runs in turn.  [default: the cluster's]",
+)  # fmt: skip
+@click.option(
+    "--test-only", is_flag=True,
+    help="Like --dry-run, and ask Slurm whether it would accept each kind of job.",
+)  # fmt: skip
+@click.option("--wait", is_flag=True, help="Stay until every case has ended.")
+@results_option
+def submit(
+    grid: Path,
+    dry_run: bool,
+    cluster: str | None,
+    study: str | None,
+    subset: str | None,
+    pack: int | None,
+    test_only: bool,
+    wait: bool,
+    results: Path,
+) -> None:
+    """Submit the cases of a grid that have no result yet."""
+    request = Request(grid, results, cluster, study, subset, pack)
+    if dry_run or test_only:
+        sys.exit(_dry_run(request, ask=test_only))
+    sys.exit(_submit(request, wait=wait))
+
+
+def _dry_run(request: Request, *, ask: bool = False) -> int:
     """Show every case, its state and whether it would be submitted; change nothing.
 
     Args:
@@ -38,7 +92,7 @@ def dry_run(request: Request, *, ask: bool = False) -> int:
     return 0 if all_taken else 1
 
 
-def submit(request: Request, *, wait: bool) -> int:
+def _submit(request: Request, *, wait: bool) -> int:
     """Submit what is missing; the exit code."""
     aim = target(request, dry_run=False)
     done = hand_in(aim)

@@ -7,9 +7,17 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from kernels.spans import Span, of_events
 from orchestrator.case import Case
 from orchestrator.commands.console import talk
+from orchestrator.commands.options import (
+    cases_argument,
+    json_option,
+    results_option,
+    study_option,
+)
 from orchestrator.commands.selection import matching
 from orchestrator.errors import InputError, OrchError
 from orchestrator.record import Record, RecordError
@@ -23,6 +31,43 @@ COLUMNS = (
 _PANELS = 12
 _TOKENS = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 _ALL = range(10**6)
+
+
+@click.command()
+@cases_argument
+@click.option(
+    "--heat-map", "picture", type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE", help="Draw devices over time: .png, .svg or .pdf.",
+)  # fmt: skip
+@click.option(
+    "--tokens", default="0-3", show_default=True, metavar="N|N-M|all",
+    help="Which tokens to draw; 0 is the prefill.",
+)  # fmt: skip
+@json_option
+@study_option
+@results_option
+def trace(
+    cases: tuple[str, ...],
+    picture: Path | None,
+    tokens: str,
+    as_json: bool,
+    study: str | None,
+    results: Path,
+) -> None:
+    """Show when each rank was computing.
+
+    Lists the cases that ran with `trace: true`: the share of time their ranks were idle,
+    beside the share that the schedule alone explains.
+    """
+    found = traced_cases(find_study(results, study), cases)
+    shown = tokens_of(tokens)
+    if picture is not None:
+        _draw(found, shown, picture)
+    rows = [each.row() for each in found]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _print_table(rows)
 
 
 @dataclass(frozen=True)
@@ -116,33 +161,6 @@ def tokens_of(text: str) -> range:
             f"tokens are given as 3, 0-3 (0 is the prefill) or all, got {text!r}"
         )
     return range(first, last + 1)
-
-
-def trace(
-    results: Path,
-    study_name: str | None,
-    names: tuple[str, ...],
-    *,
-    picture: Path | None,
-    tokens: str,
-    as_json: bool,
-) -> None:
-    """List the traced cases and, where a picture is asked for, draw their heat maps.
-
-    Raises:
-        InputError: no such case, trace or token, or more panels than a page holds.
-        OrchError: a trace is damaged.
-    """
-    study = find_study(results, study_name)
-    found = traced_cases(study, names)
-    shown = tokens_of(tokens)
-    if picture is not None:
-        _draw(found, shown, picture)
-    rows = [each.row() for each in found]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    _print_table(rows)
 
 
 def _draw(found: list[TracedCase], tokens: range, picture: Path) -> None:

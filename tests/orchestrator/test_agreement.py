@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands.collect import collect
+from orchestrator.commands.collect import print_table
 from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.agreement import complaint, ids_agree, void
 from orchestrator.tables.table import comparison
@@ -133,10 +133,10 @@ def test_collect_says_it_in_both_tables(
     study = a_study(tmp_path, cases)
     for case, digest in zip(cases, (SAME, SAME, OTHER), strict=True):
         file(study, a_record(case, ids_digest=digest))
-    collect(tmp_path, None, long=True, kind="json", metric="ttft_s")
+    print_table(tmp_path, None, long=True, kind="json", metric="ttft_s")
     long = capsys.readouterr()
     assert [row["ids_agree"] for row in json.loads(long.out)] == [True, True, False]
-    collect(tmp_path, None, long=False, kind="json", metric="ttft_s")
+    print_table(tmp_path, None, long=False, kind="json", metric="ttft_s")
     table = capsys.readouterr()
     assert [row["2 GPUs"] for row in json.loads(table.out)] == [None, 2.0, "invalid"]
     for said in (long.err, table.err):

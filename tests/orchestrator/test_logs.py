@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands.logs import logs
+from orchestrator.commands.logs import print_log
 from orchestrator.errors import InputError
 from orchestrator.local.runner import TURN
 from orchestrator.processes import start_time
@@ -43,7 +43,7 @@ def study(tmp_path: Path) -> Study:
 
 def read(study: Study, name: str = "toy", **how: object) -> str:
     out = io.StringIO()
-    assert logs(study.folder.parent, None, name, out=out, **how) == 0  # type: ignore[arg-type]
+    assert print_log(study.folder.parent, None, name, out=out, **how) == 0  # type: ignore[arg-type]
     return out.getvalue()
 
 
