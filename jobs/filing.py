@@ -1,13 +1,16 @@
-"""How rank 0 files its record, and how the record survives a folder that cannot be written."""
+"""Files a record in its attempt's folder, and saves it when that cannot be written."""
 
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.files import write_whole
 from orchestrator.record import Record, RecordError, read_record
 from orchestrator.study.files import Attempt
+
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 def file_or_keep(
@@ -17,7 +20,7 @@ def file_or_keep(
 
     Where `folder` cannot be written either, print the record and retry both.
     """
-    problem = try_to_file(record, attempt)
+    problem = _try_to_file(record, attempt)
     if problem is None:
         return True
     print(f"the record cannot be written yet: {problem}", flush=True)
@@ -27,14 +30,33 @@ def file_or_keep(
     until = time.monotonic() + patience_s
     while folder is not None and time.monotonic() < until:
         time.sleep(min(2.0, patience_s))
-        if try_to_file(record, attempt) is None:
+        if _try_to_file(record, attempt) is None:
             return True
         if _keep(record, attempt, folder):
             return False
     return False
 
 
-def try_to_file(record: Record, attempt: Attempt) -> OSError | None:
+def deliver(
+    record: Record, attempt: Attempt, patience_s: float, sleep: Callable[[float], bool]
+) -> bool:
+    """File the record, retrying for up to `patience_s`. Return whether it was filed.
+
+    Args:
+        sleep: sleeps for some seconds; returns False if there is no time for another try.
+    """
+    waited_s = 0.0
+    pauses = iter(_PAUSES_S)
+    while (problem := _try_to_file(record, attempt)) is not None:
+        print(f"{attempt.record_file} cannot be written: {problem}", flush=True)
+        pause_s = min(next(pauses, _PAUSES_S[-1]), patience_s - waited_s)
+        if pause_s <= 0 or not sleep(pause_s):
+            return False
+        waited_s += pause_s
+    return True
+
+
+def _try_to_file(record: Record, attempt: Attempt) -> OSError | None:
     """Write the record unless the attempt has one. Return the error that prevented it, if any."""
     try:
         attempt.write_record(record)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from jobs.checkout import CHECKOUT
 from jobs.environment import describe
-from jobs.filing import kept_record, print_record
+from jobs.filing import deliver, kept_record, print_record
 from jobs.launch import post_mortem
-from jobs.launch.delivery import deliver
 from jobs.launch.heartbeat import write_heartbeat
 from jobs.launch.job_log import JobLog, log
 from jobs.launch.limits import Limits
@@ -48,10 +47,8 @@ def run_case(study: Study, turn: JobCase, limits: Limits, signals: Signals) -> b
     run = _open_attempt(study, turn, limits)
     log(f"{turn.case_id}: attempt {run.attempt.number} starts")
     try:
-        finding = _supervise(run, signals)
-        # A record that the workers filed counts, even if a limit ended them afterwards.
-        record = _record_of_workers(run) or _record_of_failure(run, finding)
-        filed = deliver(record, run.attempt, limits.disk_s, signals)
+        record = _run_workers(run, signals)
+        filed = deliver(record, run.attempt, limits.disk_s, signals.sleep)
     finally:
         shutil.rmtree(run.scratch, ignore_errors=True)
     if not filed:
@@ -84,8 +81,8 @@ def _scratch_folder(nodes: Nodes, attempt: Attempt) -> Path:
     return folder / f".orch-{uuid.uuid4().hex[:12]}"
 
 
-def _supervise(run: RunningAttempt, signals: Signals) -> Finding:
-    """Run the workers to their end. Return why they left no record, should they leave none."""
+def _run_workers(run: RunningAttempt, signals: Signals) -> Record:
+    """Run the workers to their end. Return their record, or one that says why there is none."""
     job_log, oom_kills = JobLog(), OomKills()
     try:
         run.scratch.mkdir(mode=0o700)
@@ -93,7 +90,10 @@ def _supervise(run: RunningAttempt, signals: Signals) -> Finding:
         board = ProgressBoard.create(run.scratch, run.case.gpus, one_node)
         ending = run_workers(_workers(run, board), signals)
     except OSError as error:
-        return post_mortem.not_started(error)
+        return _record_of_failure(run, post_mortem.not_started(error))
+    # A record that the workers filed counts, even if a limit ended them afterwards.
+    if record := _record_of_workers(run):
+        return record
     symptoms = post_mortem.Symptoms(
         worker_log=read_ends(run.attempt.log_file),
         job_log=job_log.since_start(),
@@ -101,7 +101,8 @@ def _supervise(run: RunningAttempt, signals: Signals) -> Finding:
         oom_kills=oom_kills.since_start(),
         stall_s=run.limits.stall_s,
     )
-    return post_mortem.explain(ending, board.rank_progress(), symptoms)
+    finding = post_mortem.explain(ending, board.rank_progress(), symptoms)
+    return _record_of_failure(run, finding)
 
 
 def _workers(run: RunningAttempt, board: ProgressBoard) -> Workers:

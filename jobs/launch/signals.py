@@ -46,8 +46,9 @@ class Signals:
         if caught is not None and caught.si_signo != signal.SIGCHLD:
             self.received = self.received or signal.Signals(caught.si_signo)
 
-    def sleep(self, seconds: float) -> None:
-        """Sleep for that time, or until a signal to end arrives."""
+    def sleep(self, seconds: float) -> bool:
+        """Sleep for that time. Return False as soon as a signal to end has arrived."""
         until = time.monotonic() + seconds
         while self.received is None and time.monotonic() < until:
             self.wait(until - time.monotonic())
+        return self.received is None

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.filing import file_or_keep, kept_record, print_record
+from jobs.filing import deliver, file_or_keep, kept_record, print_record
 from jobs.launch import post_mortem
-from jobs.launch.delivery import deliver
 from jobs.launch.heartbeat import write_heartbeat
 from jobs.launch.job_log import JobLog
 from jobs.launch.limits import Limits
@@ -111,7 +110,7 @@ def test_a_printed_record_names_its_place_and_can_be_read_again(
 def test_a_record_is_never_overwritten(attempt: Attempt, tmp_path: Path) -> None:
     attempt.write_record(failed("unknown"))
     with Signals() as signals:
-        assert deliver(failed("timeout"), attempt, 0, signals)
+        assert deliver(failed("timeout"), attempt, 0, signals.sleep)
     assert file_or_keep(failed("timeout"), attempt, tmp_path)
     assert attempt.read_record() == failed("unknown")
 
@@ -121,7 +120,7 @@ def test_a_disk_that_comes_back_gets_the_record(attempt: Attempt) -> None:
     repair = threading.Timer(0.8, attempt.folder.mkdir)
     repair.start()
     with Signals() as signals:
-        assert deliver(failed("unknown"), attempt, 60, signals)
+        assert deliver(failed("unknown"), attempt, 60, signals.sleep)
     repair.join()
     assert attempt.read_record() == failed("unknown")
 
@@ -129,7 +128,7 @@ def test_a_disk_that_comes_back_gets_the_record(attempt: Attempt) -> None:
 def test_a_disk_that_stays_away_is_given_up(attempt: Attempt) -> None:
     attempt.folder.rmdir()
     with Signals() as signals:
-        assert not deliver(failed("unknown"), attempt, 0.6, signals)
+        assert not deliver(failed("unknown"), attempt, 0.6, signals.sleep)
 
 
 def test_a_request_to_end_ends_the_waiting(attempt: Attempt) -> None:
@@ -137,7 +136,7 @@ def test_a_request_to_end_ends_the_waiting(attempt: Attempt) -> None:
     start = time.monotonic()
     with Signals() as signals:
         signal.raise_signal(signal.SIGTERM)
-        assert not deliver(failed("unknown"), attempt, 600, signals)
+        assert not deliver(failed("unknown"), attempt, 600, signals.sleep)
     assert signals.received == signal.SIGTERM
     assert time.monotonic() - start < 300
 
