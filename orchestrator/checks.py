@@ -1,7 +1,26 @@
-"""What `orch doctor` reports: one check, whether it passed, and what to do where it did not."""
+"""What `orch doctor` checks of this machine: whether it passed, and what to do where it did not."""
 
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import site
+import sys
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from orchestrator.checkout import checkout
+from orchestrator.clusters.cluster import Cluster
+from orchestrator.clusters.hardware import gpu_memories_bytes, host_memory_bytes
+
+_NEEDED = ("click", "jinja2", "pandas", "pydantic", "rich", "submitit", "torch", "sentencepiece",
+           "safetensors")  # fmt: skip
+_NODE_LOCAL = ("tmpfs", "overlay", "ramfs")
+_LITTLE_BYTES = 2**30
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -29,3 +48,126 @@ def warn(what: str, remedy: str) -> Check:
 def fail(what: str, remedy: str) -> Check:
     """A check that found something to fix."""
     return Check("fail", what, remedy)
+
+
+def machine_checks(results: Path, cluster: Cluster) -> Iterator[Check]:
+    """Check Python, its packages, the results folder and this machine, one after the other."""
+    yield from _python()
+    yield from _packages()
+    yield from _results(results, cluster)
+    yield from _machine(cluster)
+
+
+def _python() -> Iterator[Check]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield passed(f"Python {version}, {sys.executable}; checkout {checkout()}")
+    own = Path(site.getusersitepackages())
+    if own.is_dir() and any(own.iterdir()) and site.ENABLE_USER_SITE:
+        yield warn(
+            f"packages in {own} come along into every environment",
+            "export PYTHONNOUSERSITE=1, or move that folder away",
+        )
+
+
+def _packages() -> Iterator[Check]:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        yield fail(
+            f"missing: {', '.join(missing)}",
+            f"install them for this Python: {sys.executable} -m pip install -e {checkout()}",
+        )
+    else:
+        versions = ", ".join(
+            f"{name} {importlib.metadata.version(name)}"
+            for name in ("torch", "submitit")
+        )
+        yield passed(f"all packages are there ({versions})")
+    for room in ("kernels", "jobs"):
+        spec = importlib.util.find_spec(room)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or not origin.is_relative_to(checkout()):
+            yield fail(
+                f"Python finds {room!r} in {origin}, not in the checkout {checkout()}",
+                f"uninstall the package {room}, or take it off PYTHONPATH",
+            )
+    try:
+        theirs = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    yield warn(
+        f"Hugging Face's package kernels {theirs} is installed too; in jobs, ours comes first",
+        "nothing to do while `orch` runs from its checkout",
+    )
+
+
+def _results(results: Path, cluster: Cluster) -> Iterator[Check]:
+    folder = results
+    while not folder.exists():
+        folder = folder.parent
+    problem = _cannot_file(folder)
+    if problem:
+        yield fail(
+            f"{folder} cannot hold results: {problem}",
+            "give another folder with --results",
+        )
+        return
+    free = shutil.disk_usage(folder).free
+    said = f"results go to {results}, {free / 2**30:.0f} GiB free"
+    yield (
+        passed(said)
+        if free > _LITTLE_BYTES
+        else warn(said, "make room, or give another folder with --results")
+    )
+    kind = _file_system(folder)
+    if cluster.kind == "slurm" and (
+        kind in _NODE_LOCAL or folder.is_relative_to("/tmp")
+    ):
+        yield warn(
+            f"compute nodes may not see {folder} ({kind or 'temporary'})",
+            "give a folder that all nodes share with --results; `orch doctor --job` tries it",
+        )
+
+
+def _cannot_file(folder: Path) -> str | None:
+    """Why records could not be filed there: they need new files and hard links."""
+    first = folder / f".orch-doctor-{uuid.uuid4().hex[:8]}"
+    second = first.with_suffix(".link")
+    try:
+        first.write_text("x")
+        os.link(first, second)
+    except OSError as error:
+        return str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            second.unlink(missing_ok=True)
+            first.unlink(missing_ok=True)
+    return None
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system that holds `folder`, by the longest mount point above it."""
+    best, kind = "", ""
+    try:
+        mounts = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in mounts:
+        _, point, named, *_ = line.split()
+        if folder.resolve().is_relative_to(point) and len(point) >= len(best):
+            best, kind = point, named
+    return kind
+
+
+def _machine(cluster: Cluster) -> Iterator[Check]:
+    gpus = gpu_memories_bytes()
+    if gpus:
+        sizes = ", ".join(f"{size / 2**30:.0f} GiB" for size in gpus)
+        yield passed(f"{len(gpus)} GPUs here: {sizes}")
+    elif cluster.kind == "slurm":
+        yield passed("no GPU on this machine; jobs get theirs from Slurm")
+    else:
+        yield passed("no GPU here (nvidia-smi shows none): ranks compute on the CPU")
+    memory = host_memory_bytes() / 2**30
+    yield passed(
+        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory here"
+    )

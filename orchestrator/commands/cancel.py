@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.console import talk
 from orchestrator.commands.options import (
     cases_argument,
     confirm,
@@ -15,7 +14,6 @@ from orchestrator.commands.options import (
     yes_option,
 )
 from orchestrator.commands.selection import Choice, Confirm, agree, choose, of_status
-from orchestrator.commands.status import look
 from orchestrator.errors import InputError
 from orchestrator.study.case_status import CaseStatus
 from orchestrator.study.files import Study
@@ -23,7 +21,7 @@ from orchestrator.study.find import find_study
 from orchestrator.study.ledger import LedgerWriter
 from orchestrator.study.lock import locked
 from orchestrator.submission.handover import reconcile
-from orchestrator.submission.job_states import runner_of
+from orchestrator.submission.job_states import runner_of, study_statuses
 from orchestrator.units import counted
 
 
@@ -76,10 +74,10 @@ def cancel_cases(
     study = find_study(results, name)
     with locked(study.lock_file):
         reconcile(study, runner_of)  # what an interrupted submit left behind counts too
-        found = look(study)
+        found = study_statuses(study)
         active = of_status(choose(found, choice), "pending", "running")
         if not active:
-            talk().print("nothing to cancel: none of these cases waits or runs")
+            click.echo("nothing to cancel: none of these cases waits or runs", err=True)
             return 0
         jobs = _jobs(active)
         alive = of_status(found, "pending", "running")
@@ -87,7 +85,7 @@ def cancel_cases(
         what = f"{counted(len(jobs), 'job')} with {counted(len(cases), 'case')}"
         agree(f"cancel {what}", len(cases), yes=yes, confirm=confirm)
         _end(study, jobs)
-    talk().print(f"cancelled {what}")
+    click.echo(f"cancelled {what}", err=True)
     return 0
 
 

@@ -1,25 +1,21 @@
 """`orch clusters`: which sites are known, and what a profile says."""
 
+from __future__ import annotations
+
 import json
-import sys
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 
-from orchestrator.clusters.cluster import (
-    Cluster,
-    cluster_names,
-    json_schema,
-    load_cluster,
-)
-from orchestrator.clusters.detect import detect
-from orchestrator.clusters.parts import Device, Route
-from orchestrator.commands.console import duration, put
 from orchestrator.commands.options import complete_cluster, json_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.clusters.cluster import Cluster
+    from orchestrator.clusters.parts import Device, Route
 
 
 @click.command()
@@ -35,63 +31,81 @@ def clusters(name: str | None, as_json: bool, schema: bool) -> None:
 
     CLUSTER is the name of a profile in jobs/clusters, or the path of one.
     """
+    from orchestrator.clusters.cluster import cluster_names, json_schema, load_cluster
+    from orchestrator.clusters.detect import detect
+
     if schema:
+        if name or as_json:
+            raise click.UsageError("--schema is the same for every site: give it alone")
         print(json.dumps(json_schema(), indent=1))
         return
     here = detect().name
     shown = [load_cluster(name)] if name else [load_cluster(n) for n in cluster_names()]
     if as_json:
-        json.dump([_row(each, here) for each in shown], sys.stdout, indent=1)
-        print()
+        print(json.dumps([_row(each, here) for each in shown], indent=1))
     elif name:
-        put(_explained(shown[0]))
+        _explain(shown[0], name)
     else:
-        put(_list(shown, here))
+        _list(shown, here)
 
 
 def _row(cluster: Cluster, here: str) -> dict[str, Any]:
     return {"here": cluster.name == here, **cluster.model_dump(by_alias=True)}
 
 
-def _list(shown: Iterable[Cluster], here: str) -> Table:
-    table = _table("cluster", "facts are", "device", "about")
-    for each in shown:
-        mark = " (here)" if each.name == here else ""
-        table.add_row(
-            escape(each.name) + mark,
-            each.confidence,
-            each.device or "",
-            escape(each.about),
+def _list(shown: Iterable[Cluster], here: str) -> None:
+    from orchestrator.commands.console import print_data
+
+    rows = [
+        (
+            f"{each.name} (here)" if each.name == here else each.name,
+            each.confidence, each.device or "", each.about,
         )
-    return table
+        for each in shown
+    ]  # fmt: skip
+    print_data(_table(("cluster", "facts are", "device", "about"), rows))
 
 
-def _explained(cluster: Cluster) -> RenderableType:
-    parts: list[RenderableType] = [
-        f"[bold]{escape(cluster.name)}[/]: {escape(cluster.about)}",
-        f"facts are {cluster.confidence}",
-    ]
-    parts += [f"  from {escape(source)}" for source in cluster.sources]
-    parts += [f"• {escape(note)}" for note in cluster.notes]
+def _explain(cluster: Cluster, name: str) -> None:
+    from rich.markup import escape
+
+    from orchestrator.commands.console import print_data
+
+    print_data(f"[bold]{escape(cluster.name)}[/]: {escape(cluster.about)}")
+    print_data(f"facts are {cluster.confidence}")
+    for source in cluster.sources:
+        print_data(escape(f"  from {source}"))
+    for note in cluster.notes:
+        print_data(escape(f"• {note}"))
     if cluster.devices:
-        parts += ["", _devices(cluster)]
+        print_data("")
+        print_data(_devices(cluster))
     if cluster.routes:
-        parts += ["", _routes(cluster.routes)]
-    parts += ["", *map(escape, _habits(cluster))]
-    return Group(*parts)
+        print_data("")
+        print_data(_routes(cluster.routes))
+    print_data("")
+    for line in _settings(cluster, name):
+        print_data(escape(line))
 
 
 def _devices(cluster: Cluster) -> Table:
-    table = _table(
-        "device", "memory", "a node", "cores each", "main memory each", "about"
+    columns = (
+        "device",
+        "memory",
+        "per node",
+        "cores each",
+        "main memory each",
+        "about",
     )
-    for name, device in cluster.devices.items():
-        chosen = "  (default)" if name == cluster.device else ""
-        table.add_row(
-            escape(name) + chosen, _gib(device.memory_bytes), str(device.per_node),
-            str(device.cpus), _gib(device.host_memory_bytes), escape(_about(device)),
-        )  # fmt: skip
-    return table
+    rows = [
+        (
+            f"{name}  (default)" if name == cluster.device else name,
+            _gib(device.memory_bytes), str(device.per_node), str(device.cpus),
+            _gib(device.host_memory_bytes), _about(device),
+        )
+        for name, device in cluster.devices.items()
+    ]  # fmt: skip
+    return _table(columns, rows)
 
 
 def _about(device: Device) -> str:
@@ -100,42 +114,50 @@ def _about(device: Device) -> str:
 
 
 def _routes(routes: Iterable[Route]) -> Table:
-    table = _table("partition", "QOS", "up to", "for")
-    for route in routes:
-        whom = ", ".join(route.devices or ["all"])
-        table.add_row(
-            route.partition or "(default)", route.qos or "(default)",
-            duration(route.max_time_s), whom + (", when named" if route.on_request else ""),
-        )  # fmt: skip
-    return table
+    from orchestrator.commands.console import duration
 
-
-def _habits(cluster: Cluster) -> list[str]:
-    said = [
-        f"a case may take {duration(cluster.case_time_s)}; {cluster.pack} of them to a job; "
-        f"Slurm is asked at most every {duration(cluster.poll_s)}"
-    ]
-    if cluster.kind == "slurm":
-        arrays = (
-            f"arrays of up to {cluster.max_array}, {cluster.throttle} jobs at once"
-            if cluster.arrays
-            else "no arrays: one sbatch a job"
+    rows = [
+        (
+            route.partition or "(default)", route.qos or "(default)", duration(route.max_time_s),
+            ", ".join(route.devices or ["all"]) + ", when named" * route.on_request,
         )
-        said.append(arrays)
-    if cluster.account_required:
-        said.append("needs an account: `account: …` in a profile of your own")
-    if cluster.scratch:
-        said.append(f"scratch: {cluster.scratch}. {cluster.scratch_note or ''}")
-    said.append(
-        f"to change it: a file with `extends: {cluster.name}`, given as the cluster"
+        for route in routes
+    ]  # fmt: skip
+    return _table(("partition", "QOS", "up to", "devices"), rows)
+
+
+def _settings(cluster: Cluster, name: str) -> Iterable[str]:
+    from orchestrator.commands.console import duration
+    from orchestrator.units import counted
+
+    yield (
+        f"time for a case: {duration(cluster.case_time_s)}; each job runs "
+        f"{counted(cluster.pack, 'case')}"
     )
-    return said
+    if cluster.kind == "slurm":
+        yield f"Slurm is asked at most every {duration(cluster.poll_s)}"
+        yield (
+            f"arrays of up to {cluster.max_array} jobs, {cluster.throttle} at once"
+            if cluster.arrays
+            else "no arrays: one sbatch for each job"
+        )
+    if cluster.account_required:
+        yield "needs an account: `account: …` in a profile of your own"
+    if cluster.scratch:
+        yield f"scratch: {cluster.scratch}. {cluster.scratch_note or ''}"
+    base = str(Path(name).absolute()) if Path(name).is_file() else cluster.name
+    yield f"to change it, write a file with `extends: {base}` and name it as the cluster"
 
 
-def _table(*columns: str) -> Table:
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -9,9 +9,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from orchestrator.commands.options import results_option, study_option
-from orchestrator.commands.status import look
 from orchestrator.errors import InputError
 from orchestrator.study.find import find_study
+from orchestrator.submission.job_states import study_statuses
 from orchestrator.tables.agreement import complaint, ids_agree, void
 from orchestrator.tables.columns import COLUMNS, Kind, long_row
 from orchestrator.tables.formats import Rows, four_digits, parquet_bytes, shown, text_of
@@ -58,7 +58,7 @@ def print_table(
 ) -> None:
     """Print the comparison table, or every case with every metric."""
     study = find_study(results, name)
-    found = look(study)
+    found = study_statuses(study)
     agrees = ids_agree(found)
     no_number = void(found, agrees)
     if long:

@@ -1,4 +1,4 @@
-"""What a person sees: rich tables on stdout, talk on stderr. Nothing here decides anything."""
+"""What a person sees: rich tables on stdout, messages on stderr. Nothing here decides anything."""
 
 import io
 import re
@@ -6,11 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.commands.selection import short_names
 from orchestrator.study.case_status import CaseStatus, Status
 from orchestrator.submission.gpu_hours import gpu_hours
 from orchestrator.units import counted
@@ -22,24 +23,27 @@ STYLES: dict[Status, str] = {
 """Statuses in the order they are shown, with their colours."""
 ROWS_PER_STATUS = 25
 _WIDE = 100_000
+_NOTE = 40
+"""Columns that a note needs beside its case; with fewer it goes below it."""
 _LABEL = re.compile(r"^(\[\w+\]:\s*)?(orch: \w+: )?")
 """What torchrun and a worker put before a line that a person is meant to read."""
 
 
-def talk() -> Console:
-    """Where messages go."""
+def stderr() -> Console:
+    """Return the console for messages."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def paper() -> Console:
-    """Where data for people goes."""
-    return Console(highlight=False)
+def stdout() -> Console:
+    """Return the console for data; one that is piped never wraps or cuts."""
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(highlight=False, width=width)
 
 
-def put(shown: RenderableType) -> None:
-    """Print data; where it is piped, lines are never wrapped, cut or padded."""
+def print_data(shown: RenderableType) -> None:
+    """Print to stdout; where it is piped, lines are not padded either."""
     if sys.stdout.isatty():
-        paper().print(shown)
+        stdout().print(shown)
         return
     wide = Console(file=io.StringIO(), highlight=False, width=_WIDE)
     with wide.capture() as captured:
@@ -58,7 +62,7 @@ def counts(found: Iterable[CaseStatus]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`47 s`, `3 min 05 s` or `2 h 07 min`; empty where unknown."""
+    """`47 s`, `3 min 05 s`, `2 h 07 min` or `7 days`; empty where unknown."""
     if seconds is None:
         return ""
     whole = round(seconds)
@@ -66,7 +70,10 @@ def duration(seconds: float | None) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    hours = round(whole / 3600)
+    return f"{hours // 24} days" + (f" {hours % 24} h" if hours % 24 else "")
 
 
 def note(each: CaseStatus) -> str:
@@ -99,27 +106,88 @@ def took(each: CaseStatus) -> str:
     return duration(each.elapsed_s) + of
 
 
-def sections(title: str, found: Sequence[CaseStatus]) -> RenderableType:
-    """Cases by status, each status with its count and at most ROWS_PER_STATUS of them."""
+def fits(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> bool:
+    """Whether all columns fit side by side; of the last, a note, a part is enough."""
+    *others, note = (
+        max(map(cell_len, (name, *(cell.plain for cell in cells))))
+        for name, *cells in zip(columns, *rows, strict=True)
+    )
+    return sum(others) + 2 * len(others) + min(note, _NOTE) <= width
+
+
+def listing(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], below: int | None = None
+) -> Table:
+    """A table whose last column is a note, which may be folded; nothing is ever cut.
+
+    Args:
+        below: the column under whose cells the notes go, in lines of their own.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("status", "case", "strategy", "took"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("note", overflow="fold")
-    for status, style in STYLES.items():
-        rows = [each for each in found if each.status == status]
-        for each in rows[:ROWS_PER_STATUS]:
-            table.add_row(
-                Text(status, style), escape(each.case_id),
-                escape(each.case.label if each.case else ""),
-                took(each), escape(note(each)),
-            )  # fmt: skip
-        if len(rows) > ROWS_PER_STATUS:
-            more = f"… and {len(rows) - ROWS_PER_STATUS} more; --json lists all"
-            table.add_row(Text(status, style), more)
+    for index, name in enumerate(columns if below is None else columns[:-1]):
+        folds = index == (len(columns) - 1 if below is None else below)
+        table.add_column(name, no_wrap=not folds, overflow="fold")
+    for row in rows:
+        cells = list(row)
+        if below is not None:
+            note = cells.pop()
+            cells[below] += Text(f"\n{note}") if note else Text()
+        table.add_row(*cells)
+    return table
+
+
+def status_table(
+    title: str,
+    found: Sequence[CaseStatus],
+    *,
+    width: int = _WIDE,
+    most: int = ROWS_PER_STATUS,
+) -> RenderableType:
+    """Cases by status, at most so many of each, and a line that counts all of them.
+
+    Args:
+        width: of the terminal; in a narrow one names lose their hash and notes get lines of
+            their own, so that no status, time or cause is cut.
+    """
+    columns: Sequence[str] = ("status", "case", "strategy", "time", "note")
+    rows = _status_rows(found, most)
+    below = None
+    if not fits(columns, rows, width):
+        names = short_names([each.case_id for each in found])
+        columns, below = ("status", "case", "time", "note"), 1
+        rows = [
+            [status, Text(names.get(case.plain, case.plain)), *others]
+            for status, case, _, *others in rows
+        ]
     hours = gpu_hours(found)
     summary = Text.assemble(
         (title, "bold"),
         f": {counted(len(found), 'case')}: {counts(found)}",
         f"; {hours}" if hours else "",
     )
-    return Group(table, summary) if found else summary
+    return Group(listing(columns, rows, below), summary) if found else summary
+
+
+def _status_rows(found: Sequence[CaseStatus], most: int) -> list[list[Text]]:
+    rows = []
+    for status, style in STYLES.items():
+        these = [each for each in found if each.status == status]
+        for each in these[:most]:
+            label = each.case.label if each.case else ""
+            texts = map(Text, (each.case_id, label, took(each), note(each)))
+            rows.append([Text(status, style), *texts])
+        if len(these) > most:
+            more = f"… and {len(these) - most} more; --json lists all"
+            rows.append([Text(status, style), Text(more), Text(), Text(), Text()])
+    return rows
+
+
+def fitting_table(
+    title: str, found: Sequence[CaseStatus], console: Console
+) -> RenderableType:
+    """The table of `status_table` with so few rows that a terminal shows all of it."""
+    for most in (ROWS_PER_STATUS, 12, 6, 3, 1, 0):
+        shown = status_table(title, found, width=console.width, most=most)
+        if len(console.render_lines(shown)) < console.height:
+            break
+    return shown

@@ -1,32 +1,20 @@
 """`orch doctor`: is everything here that a study needs? Looks, changes nothing, says what to do."""
 
-import contextlib
-import importlib.metadata
-import importlib.util
-import os
-import shutil
-import site
+from __future__ import annotations
+
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.markup import escape
 
-from orchestrator.checkout import checkout
-from orchestrator.checks import Check, fail, passed, warn
-from orchestrator.clusters.cluster import Cluster, load_cluster
-from orchestrator.clusters.detect import detect
-from orchestrator.clusters.hardware import gpu_memories_bytes, host_memory_bytes
-from orchestrator.commands.console import put
 from orchestrator.commands.options import complete_cluster, results_option
-from orchestrator.slurm.doctor import slurm_findings
 
-_NEEDED = ("click", "jinja2", "pandas", "pydantic", "rich", "submitit", "torch", "sentencepiece",
-           "safetensors")  # fmt: skip
-_NODE_LOCAL = ("tmpfs", "overlay", "ramfs")
-_LITTLE_BYTES = 2**30
+if TYPE_CHECKING:
+    from orchestrator.checks import Check
+    from orchestrator.clusters.cluster import Cluster
+
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -42,22 +30,28 @@ def doctor(name: str | None, job: bool, results: Path) -> None:
 
     Each finding is ok, warn or fail, and says what to do. The exit code is 1 if one is fail.
     """
+    from rich.markup import escape
+
+    from orchestrator.clusters.cluster import load_cluster
+    from orchestrator.clusters.detect import detect
+    from orchestrator.commands.console import print_data
+
     cluster = load_cluster(name) if name else detect()
-    found = []
-    for finding in findings(results, cluster, job=job):
-        found.append(finding)
-        style = _STYLES[finding.level]
-        way_out = f"\n       → {escape(finding.remedy)}" if finding.remedy else ""
-        put(f"[{style}]{finding.level:4}[/] {escape(finding.what)}{way_out}")
-    sys.exit(any(each.level == "fail" for each in found))
+    any_fail = False
+    for check in findings(results, cluster, job=job):
+        any_fail |= check.level == "fail"
+        style = _STYLES[check.level]
+        way_out = f"\n       → {escape(check.remedy)}" if check.remedy else ""
+        print_data(f"[{style}]{check.level:4}[/] {escape(check.what)}{way_out}")
+    sys.exit(any_fail)
 
 
 def findings(results: Path, cluster: Cluster, *, job: bool) -> Iterator[Check]:
-    """Each thing that was looked at, as it is looked at."""
-    yield from _python()
-    yield from _packages()
-    yield from _results(results, cluster)
-    yield from _machine()
+    """Yield each check as it is made."""
+    from orchestrator.checks import machine_checks, passed, warn
+    from orchestrator.slurm.doctor import slurm_findings
+
+    yield from machine_checks(results, cluster)
     yield passed(f"the cluster is {cluster.name}: {cluster.about}")
     if cluster.confidence == "unverified":
         yield warn(
@@ -66,115 +60,8 @@ def findings(results: Path, cluster: Cluster, *, job: bool) -> Iterator[Check]:
         )
     if cluster.kind == "slurm":
         yield from slurm_findings(cluster, results, job=job)
-
-
-def _python() -> Iterator[Check]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    yield passed(f"Python {version}, {sys.executable}; checkout {checkout()}")
-    own = Path(site.getusersitepackages())
-    if own.is_dir() and any(own.iterdir()) and site.ENABLE_USER_SITE:
+    elif job:
         yield warn(
-            f"packages in {own} come along into every environment",
-            "export PYTHONNOUSERSITE=1, or move that folder away",
+            f"no job was tried: {cluster.name} runs jobs on this machine, without Slurm",
+            "name a Slurm cluster with --cluster",
         )
-
-
-def _packages() -> Iterator[Check]:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        yield fail(
-            f"missing: {', '.join(missing)}", "`make env` installs what is needed"
-        )
-    else:
-        versions = ", ".join(
-            f"{name} {importlib.metadata.version(name)}"
-            for name in ("torch", "submitit")
-        )
-        yield passed(f"all packages are there ({versions})")
-    for room in ("kernels", "jobs"):
-        spec = importlib.util.find_spec(room)
-        origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        if origin is None or not origin.is_relative_to(checkout()):
-            yield fail(
-                f"Python finds {room!r} in {origin}, not in the checkout",
-                f"uninstall the package {room}, or take it off PYTHONPATH",
-            )
-    try:
-        theirs = importlib.metadata.version("kernels")
-    except importlib.metadata.PackageNotFoundError:
-        return
-    yield warn(
-        f"Hugging Face's package kernels {theirs} is installed too; ours goes first in jobs",
-        "nothing to do while `orch` runs from its checkout",
-    )
-
-
-def _results(results: Path, cluster: Cluster) -> Iterator[Check]:
-    folder = results
-    while not folder.exists():
-        folder = folder.parent
-    problem = _cannot_file(folder)
-    if problem:
-        yield fail(
-            f"{folder} cannot hold results: {problem}",
-            "give another folder with --results",
-        )
-        return
-    free = shutil.disk_usage(folder).free
-    said = f"results go to {results}, {free / 2**30:.0f} GiB free"
-    yield (
-        passed(said)
-        if free > _LITTLE_BYTES
-        else warn(said, "make room, or give another folder with --results")
-    )
-    kind = _file_system(folder)
-    if cluster.kind == "slurm" and (
-        kind in _NODE_LOCAL or folder.is_relative_to("/tmp")
-    ):
-        yield warn(
-            f"compute nodes may not see {folder} ({kind or 'temporary'})",
-            "give a folder that all nodes share with --results; `orch doctor --job` tries it",
-        )
-
-
-def _cannot_file(folder: Path) -> str | None:
-    """Why records could not be filed there: they need new files and hard links."""
-    first = folder / f".orch-doctor-{uuid.uuid4().hex[:8]}"
-    second = first.with_suffix(".link")
-    try:
-        first.write_text("x")
-        os.link(first, second)
-    except OSError as error:
-        return str(error)
-    finally:
-        with contextlib.suppress(OSError):
-            second.unlink(missing_ok=True)
-            first.unlink(missing_ok=True)
-    return None
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system that holds `folder`, by the longest mount point above it."""
-    best, kind = "", ""
-    try:
-        mounts = Path("/proc/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in mounts:
-        _, point, named, *_ = line.split()
-        if folder.resolve().is_relative_to(point) and len(point) >= len(best):
-            best, kind = point, named
-    return kind
-
-
-def _machine() -> Iterator[Check]:
-    gpus = gpu_memories_bytes()
-    if gpus:
-        sizes = ", ".join(f"{size / 2**30:.0f} GiB" for size in gpus)
-        yield passed(f"{len(gpus)} GPUs here: {sizes}")
-    else:
-        yield passed("no GPU here (nvidia-smi shows none): ranks are worker processes")
-    memory = host_memory_bytes() / 2**30
-    yield passed(
-        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory here"
-    )

@@ -1,29 +1,28 @@
 """`orch logs`: what a case's workers wrote, and where nothing came from them, its job."""
 
+from __future__ import annotations
+
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from orchestrator.commands.console import talk
-from orchestrator.commands.options import results_option, study_option
+from orchestrator.commands.options import complete_case, results_option, study_option
 from orchestrator.commands.selection import matching
-from orchestrator.commands.status import look
 from orchestrator.errors import InputError
-from orchestrator.study.case_status import ACTIVE, CaseStatus
-from orchestrator.study.files import Attempt, Study
-from orchestrator.study.find import find_study
-from orchestrator.study.ledger import read_ledger
+
+if TYPE_CHECKING:
+    from orchestrator.study.files import Attempt, Study
 
 POLL_S = 0.5
 
 
 @click.command()
-@click.argument("case", metavar="CASE")
+@click.argument("case", metavar="CASE", shell_complete=complete_case)
 @click.option("--follow", "-f", is_flag=True, help="Go on until the case has ended.")
 @click.option(
     "--attempt", type=click.IntRange(1), metavar="N", help="[default: latest]"
@@ -38,38 +37,41 @@ def logs(
     CASE is a case id, or any unambiguous part of one. Where the workers wrote nothing, the
     log of their job is printed.
     """
-    sys.exit(print_log(results, study, case, attempt=attempt, follow=follow))
+    from orchestrator.study.find import find_study
+
+    named = find_study(results, study)
+    sys.exit(print_log(named, case, attempt=attempt, follow=follow, out=sys.stdout))
 
 
 def print_log(
-    results: Path,
-    name: str | None,
+    study: Study,
     case: str,
     *,
     attempt: int | None = None,
     follow: bool = False,
-    out: TextIO | None = None,
+    out: TextIO,
 ) -> int:
     """Print the log of a case's latest attempt, or of the one that is numbered; the exit code.
 
     Raises:
         InputError: no such case or attempt, or several cases are meant.
     """
-    study = find_study(results, name)
     case_id = _one(study.case_ids(), case)
-    paper = out or sys.stdout
     one = _attempt(study, case_id, attempt)
-    files = _job_logs(study, case_id)
     if one is None:
-        talk().print(f"{case_id}: no attempt yet", markup=False)
-        return _print_all(files, paper)
+        _say(f"{case_id}: no attempt yet")
+        return _print_all(_job_logs(study, case_id), out)
     if follow:
-        return _follow(study, one, paper)
-    talk().print(f"{case_id}: attempt {one.number}, {one.log_file}", markup=False)
+        return _follow(study, one, out)
+    _say(f"{case_id}: attempt {one.number}, {one.log_file}")
     if not _has_text(one.log_file):
-        talk().print("the workers wrote nothing; their job did:", markup=False)
-        return _print_all(files, paper)
-    return _print_all([one.log_file], paper)
+        _say("the workers wrote nothing; the log of their job:")
+        return _print_all(_job_logs(study, case_id), out)
+    return _print_all([one.log_file], out)
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
 
 
 def _one(ids: list[str], name: str) -> str:
@@ -95,6 +97,8 @@ def _attempt(study: Study, case_id: str, number: int | None) -> Attempt | None:
 
 def _job_logs(study: Study, case_id: str) -> list[Path]:
     """Logs of the job that had the case last."""
+    from orchestrator.study.ledger import read_ledger
+
     asked = read_ledger(study.ledger_file).asked().get(case_id)
     if asked is None:
         return []
@@ -110,7 +114,7 @@ def _has_text(file: Path) -> bool:
 def _print_all(files: list[Path], out: TextIO) -> int:
     for file in filter(_has_text, files):
         if len(files) > 1:
-            talk().print(f"== {file}", markup=False)
+            _say(f"== {file}")
         with file.open(encoding="utf-8", errors="replace") as stream:
             shutil.copyfileobj(stream, out)
     return 0
@@ -146,5 +150,10 @@ def _growing(study: Study, attempt: Attempt) -> Iterator[str]:
 
 
 def _goes_on(study: Study, case_id: str) -> bool:
-    now: list[CaseStatus] = [each for each in look(study) if each.case_id == case_id]
-    return bool(now) and now[0].status in ACTIVE
+    from orchestrator.study.case_status import ACTIVE
+    from orchestrator.submission.job_states import study_statuses
+
+    return any(
+        each.case_id == case_id and each.status in ACTIVE
+        for each in study_statuses(study)
+    )

@@ -1,6 +1,5 @@
 """Options that several commands have, and what the shell completes them with."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from orchestrator.checkout import checkout
+from orchestrator.errors import InputError
 
 
 def _resolve_results(
@@ -24,8 +24,7 @@ def complete_study(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
     """Complete the name of a study."""
-    folder = context.params.get("results") or os.environ.get("ORCH_RESULTS")
-    results = Path(folder) if folder else checkout() / "results"
+    results = context.params.get("results") or checkout() / "results"
     return _begins([file.parent.name for file in results.glob("*/study.json")], typed)
 
 
@@ -37,6 +36,20 @@ def complete_cluster(
     return _begins([file.stem for file in profiles], typed)
 
 
+def complete_case(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Complete the id of a case of the study that is meant."""
+    from orchestrator.study.find import find_study
+
+    results = context.params.get("results") or checkout() / "results"
+    try:
+        study = find_study(results, context.params.get("study"))
+    except InputError:
+        return []
+    return _begins(study.case_ids(), typed)
+
+
 results_option = click.option(
     "--results", type=click.Path(file_okay=False, path_type=Path),
     envvar="ORCH_RESULTS", show_envvar=True, is_eager=True, callback=_resolve_results,
@@ -46,7 +59,9 @@ study_option = click.option(
     "--study", metavar="NAME", shell_complete=complete_study,
     help="Which study.  [default: the one last submitted to]",
 )  # fmt: skip
-cases_argument = click.argument("cases", nargs=-1, metavar="[CASE]...")
+cases_argument = click.argument(
+    "cases", nargs=-1, metavar="[CASE]...", shell_complete=complete_case
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a list of rows as JSON."
 )

@@ -20,7 +20,6 @@ import click
 
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import load_cluster
-from orchestrator.commands.console import talk
 from orchestrator.commands.options import (
     cases_argument,
     confirm,
@@ -148,17 +147,17 @@ def retry_cases(
         failed = of_status(choose(found, choice), "failed", "lost", "invalid", "oom")
         split = _sort(failed, choice, change)
         for line in split.left:
-            talk().print(line, markup=False)
+            click.echo(line, err=True)
         if not split.again:
-            talk().print("nothing to run again")
+            click.echo("nothing to run again", err=True)
             return 0
         what = f"run {counted(len(split.again), 'case')} again"
         agree(what, len(split.again), yes=yes, confirm=confirm)
         problems = _submit(study, split.again, change)
     for problem in problems:
-        talk().print(f"refused: {problem}", markup=False)
+        click.echo(f"refused: {problem}", err=True)
     if not problems:
-        talk().print(f"submitted {counted(len(split.again), 'case')} again")
+        click.echo(f"submitted {counted(len(split.again), 'case')} again", err=True)
     return 1 if problems else 0
 
 

@@ -1,21 +1,28 @@
 """Which cases of a study a person means: by name or pattern, status and cause."""
 
+from __future__ import annotations
+
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from orchestrator.errors import InputError, nearest
-from orchestrator.study.case_status import CaseStatus, Status
+from orchestrator.errors import InputError
+
+if TYPE_CHECKING:
+    from orchestrator.study.case_status import CaseStatus, Status
 
 MANY = 20
-"""More than so many cases at once are asked about."""
+"""Ask before something is done to more cases than this."""
 
 Confirm = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A person's filter; what is empty lets all pass."""
+    """A person's filter; an empty field lets every case pass."""
 
     names: Sequence[str] = ()
     """Case ids, beginnings or parts of them, or patterns as of a shell."""
@@ -24,12 +31,12 @@ class Choice:
 
     @property
     def is_open(self) -> bool:
-        """Nothing was said: every case is meant."""
+        """Whether every case passes."""
         return not (self.names or self.statuses or self.causes)
 
 
 def choose(found: Iterable[CaseStatus], choice: Choice) -> list[CaseStatus]:
-    """The cases that are meant.
+    """Return the cases that are meant.
 
     Raises:
         InputError: a name fits no case.
@@ -47,7 +54,7 @@ def choose(found: Iterable[CaseStatus], choice: Choice) -> list[CaseStatus]:
 
 
 def matching(ids: Sequence[str], name: str) -> list[str]:
-    """Case ids that `name` stands for: itself, else a pattern, a beginning, a part.
+    """Return the case ids that `name` stands for: itself, else a pattern, a beginning, a part.
 
     Raises:
         InputError: none.
@@ -62,7 +69,27 @@ def matching(ids: Sequence[str], name: str) -> list[str]:
     for fits in ways:
         if found := [case_id for case_id in ids if fits(case_id)]:
             return found
-    raise InputError(f"no case {name!r} in this study; {nearest(name, ids[:50])}")
+    close = get_close_matches(name, ids, n=3, cutoff=0.4)
+    guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise InputError(f"no case {name!r} in this study; {guess}`orch status` lists all")
+
+
+def short_names(ids: Sequence[str]) -> dict[str, str]:
+    """Case id → its slug, and as much of its hash as `matching` needs to find it alone."""
+    shared = dict.fromkeys(ids, 0)
+    for one, other in pairwise(sorted(ids)):
+        pairs = enumerate(zip(one, other, strict=False))
+        shorter = min(len(one), len(other))
+        common = next((index for index, (a, b) in pairs if a != b), shorter)
+        shared[one] = max(shared[one], common)
+        shared[other] = max(shared[other], common)
+    return {case_id: _shortened(case_id, shared[case_id]) for case_id in ids}
+
+
+def _shortened(case_id: str, shared: int) -> str:
+    slug = case_id.rpartition("-")[0] or case_id
+    # Of a hash, four digits are easier to recognise than one.
+    return slug if shared < len(slug) else case_id[: max(shared + 1, len(slug) + 5)]
 
 
 def agree(what: str, count: int, *, yes: bool, confirm: Confirm) -> None:
@@ -78,5 +105,5 @@ def agree(what: str, count: int, *, yes: bool, confirm: Confirm) -> None:
 
 
 def of_status(found: Iterable[CaseStatus], *statuses: Status) -> list[CaseStatus]:
-    """Those of these statuses."""
+    """Return the cases of these statuses."""
     return [each for each in found if each.status in statuses]

@@ -1,20 +1,21 @@
 """`orch status`: what runs, what waits, what failed and why."""
 
+from __future__ import annotations
+
 import gc
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.commands.options import json_option, results_option, study_option
-from orchestrator.study.case_status import ACTIVE, CaseStatus, case_statuses
-from orchestrator.study.files import Study
-from orchestrator.study.find import find_study
-from orchestrator.study.ledger import read_ledger
-from orchestrator.submission.job_states import asker
+
+if TYPE_CHECKING:
+    from orchestrator.study.case_status import CaseStatus
+    from orchestrator.study.files import Study
 
 WATCH_S = 2.0
 
@@ -28,36 +29,28 @@ WATCH_S = 2.0
 @results_option
 def status(study: str | None, watch: bool, as_json: bool, results: Path) -> None:
     """Show what runs, what waits, and what failed and why."""
+    from orchestrator.study.find import find_study
+    from orchestrator.submission.job_states import study_statuses
+
     if watch and as_json:
         raise click.UsageError("--watch is for people: take it or --json, not both")
     if not watch:
         gc.disable()  # a third of the time of reading 10,000 records
-    sys.exit(_show(results, study, watch=watch, as_json=as_json))
-
-
-def _show(results: Path, name: str | None, *, watch: bool, as_json: bool) -> int:
-    """Print the study's cases; the exit code."""
-    study = find_study(results, name)
-    found = look(study)
+    named = find_study(results, study)
+    found = study_statuses(named)
     if as_json:
         json.dump([row(each) for each in found], sys.stdout, indent=1)
         print()
-    elif watch:
-        _watch(study, found)
-    else:
-        from orchestrator.commands.console import put, sections
+        return
+    from orchestrator.commands.console import print_data, status_table, stdout
 
-        put(sections(study.name, found))
-    return 0
-
-
-def look(study: Study) -> list[CaseStatus]:
-    """Where every case of the study stands now."""
-    return case_statuses(study, read_ledger(study.ledger_file), asker(study))
+    if watch:
+        found = _watch(named, found)
+    print_data(status_table(named.name, found, width=stdout().width))
 
 
 def row(each: CaseStatus) -> dict[str, Any]:
-    """One case for `--json`; absent is null."""
+    """Return one case as `--json` prints it; what is not known is null."""
     case, job, beat = each.case, each.job, each.heartbeat
     return {
         "case_id": each.case_id,
@@ -84,24 +77,26 @@ def row(each: CaseStatus) -> dict[str, Any]:
     }
 
 
-def _watch(study: Study, found: list[CaseStatus]) -> None:
+def _watch(study: Study, found: list[CaseStatus]) -> list[CaseStatus]:
+    """Show the cases on a terminal until all have ended, or Ctrl-C; return them as seen last."""
     from rich.live import Live
 
-    from orchestrator.commands.console import paper, sections
+    from orchestrator.commands.console import fitting_table, stdout
     from orchestrator.commands.wait import pause_s
+    from orchestrator.study.case_status import ACTIVE
+    from orchestrator.submission.job_states import study_statuses
 
+    console = stdout()
     pause = WATCH_S
     try:
-        with Live(
-            sections(study.name, found), console=paper(), refresh_per_second=1
-        ) as live:
+        with Live(console=console, transient=True, auto_refresh=False) as live:
             while any(each.status in ACTIVE for each in found):
+                if console.is_terminal:
+                    live.update(fitting_table(study.name, found, console), refresh=True)
                 time.sleep(pause)
                 began = time.monotonic()
-                found = look(study)
-                live.update(sections(study.name, found))
+                found = study_statuses(study)
                 pause = pause_s(WATCH_S, time.monotonic() - began)
-        if not sys.stdout.isatty():
-            print()  # rich ends the last line on a terminal only
     except KeyboardInterrupt:
-        return  # how a watch is left
+        pass  # how a watch is left
+    return found

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.commands.console import STYLES, note, put, talk
+from orchestrator.commands.console import STYLES, note, print_data
 from orchestrator.commands.options import (
     complete_cluster,
     complete_study,
@@ -79,14 +79,16 @@ def _dry_run(request: Request, *, ask: bool = False) -> int:
     """
     aim = target(request, dry_run=True)
     plans = plan(aim, read_ledger(aim.study.ledger_file))
-    put(_table(plans))
+    print_data(_table(plans))
     all_taken = True
     for batch in aim.runner.batches(plans.todo):
         for name, value in batch.facts.items():
-            put(Text(f"\n{name}: {value}"))
+            print_data(Text(f"\n{name}: {value}"))
         if ask:
             taken, said = aim.runner.test(batch)
-            put(Text(f"\n{'would be taken' if taken else 'would be refused'}: {said}"))
+            print_data(
+                Text(f"\n{'would be taken' if taken else 'would be refused'}: {said}")
+            )
             all_taken &= taken
     _say([*aim.grid.notes, _summary(aim, plans), "a dry run: nothing was submitted"])
     return 0 if all_taken else 1
@@ -131,9 +133,8 @@ def _say_waiting(holder: Holder) -> None:
 
 
 def _say(lines: Iterable[str]) -> None:
-    console = talk()
     for line in lines:
-        console.print(line, markup=False)
+        click.echo(line, err=True)
 
 
 def _says(aim: Target, plans: Plan, outcome: Outcome) -> list[str]:

@@ -13,7 +13,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from orchestrator.commands.console import STYLES, counts, duration, note, talk
+from orchestrator.commands.console import STYLES, counts, duration, note, stderr
 from orchestrator.study.case_status import ACTIVE, CaseStatus, case_statuses
 from orchestrator.study.files import Study
 from orchestrator.study.ledger import read_ledger
@@ -25,7 +25,7 @@ GOOD = frozenset({"ok", "oom", "pruned"})
 
 def wait_for(study: Study, case_ids: Sequence[str], poll_s: float) -> int:
     """Show the cases as they end; 0 when each has an answer, 1 when one failed or got lost."""
-    console = talk()
+    console = stderr()
     ended: dict[str, CaseStatus] = {}
     try:
         with _progress(console) as progress:

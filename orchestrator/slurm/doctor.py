@@ -1,4 +1,4 @@
-"""What `orch doctor` asks of a Slurm cluster, and how that compares with its profile."""
+"""Compare what a Slurm cluster answers with its profile, for `orch doctor`."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 
 
 def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Check]:
-    """Each thing that was looked at."""
+    """Yield each check as it is made; with `job`, also run a job of a minute."""
     missing = [name for name in _COMMANDS if shutil.which(name) is None]
     if missing:
         yield fail(
@@ -29,8 +29,8 @@ def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Ch
             "run `orch` where Slurm's commands are: a login node of the cluster",
         )
         return
-    version = _say("sbatch", "--version")[1]
-    answered, config = _say("scontrol", "show", "config")
+    version = _ask("sbatch", "--version")[1]
+    answered, config = _ask("scontrol", "show", "config")
     if not answered:
         yield fail(f"Slurm does not answer: {config}", "wait, or ask the site's staff")
         return
@@ -44,19 +44,19 @@ def slurm_findings(cluster: Cluster, results: Path, *, job: bool) -> Iterator[Ch
 
 
 def _accounting() -> Iterator[Check]:
-    answered, said = _say("sacct", "-n", "-X", "-P", "-o", "JobID")
+    answered, said = _ask("sacct", "-n", "-X", "-P", "-o", "JobID")
     if answered:
         yield passed("the accounting (sacct) answers")
     else:
         yield warn(
             f"no accounting: {said}",
-            "nothing to do: orch goes by squeue and by the records; ask within minutes why a job "
-            "died",
+            "orch goes by squeue and the records alone; run `orch status` within minutes of a "
+            "job's death to learn why",
         )
 
 
 def _partitions(cluster: Cluster) -> Iterator[Check]:
-    answered, said = _say("sinfo", "-h", "-o", "%R")
+    answered, said = _ask("sinfo", "-h", "-o", "%R")
     known = set(said.split()) if answered else set()
     wanted = {route.partition for route in routes_for(cluster) if route.partition}
     if unknown := sorted(wanted - known):
@@ -66,19 +66,21 @@ def _partitions(cluster: Cluster) -> Iterator[Check]:
             f"write a profile with `extends: {cluster.name}` and your `routes`",
         )
     elif wanted:
-        yield passed(f"the partitions are there: {', '.join(sorted(wanted))}")
+        yield passed(
+            f"sinfo shows the profile's partitions: {', '.join(sorted(wanted))}"
+        )
 
 
 def _devices(cluster: Cluster) -> Iterator[Check]:
     device = cluster.devices[cluster.device or ""]
     if not device.is_gpu or cluster.gpu_flag == "none":
         return
-    _, said = _say("sinfo", "-h", "-o", "%G")
+    _, said = _ask("sinfo", "-h", "-o", "%G")
     types = sorted(set(re.findall(r"gpu:([A-Za-z_][\w.-]*)", said)))
     if "gpu" not in said:
         yield fail(
             "sinfo shows no node with GPUs",
-            "choose a device that is none (`device: cpu`) in a profile, or ask the site",
+            "choose a device without a GPU (`device: cpu`) in a profile, or ask the site",
         )
     elif device.request and types and device.request not in types:
         yield fail(
@@ -86,7 +88,7 @@ def _devices(cluster: Cluster) -> Iterator[Check]:
             "choose another `device`, or give its `request` in a profile",
         )
     else:
-        yield passed(f"there are GPUs: {', '.join(types) or 'without a type'}")
+        yield passed(f"the nodes have GPUs: {', '.join(types) or 'no type is given'}")
 
 
 def _arrays(cluster: Cluster, config: str) -> Iterator[Check]:
@@ -97,13 +99,13 @@ def _arrays(cluster: Cluster, config: str) -> Iterator[Check]:
             yield warn("this Slurm takes no arrays", "set `arrays: false` in a profile")
         else:
             yield warn(
-                f"arrays of up to {cluster.max_array} jobs are meant, this Slurm takes {largest}",
+                f"the profile has arrays of {cluster.max_array} jobs, this Slurm takes {largest}",
                 f"set `max_array: {largest}` in a profile",
             )
 
 
 def _try_job(cluster: Cluster, results: Path) -> Check:
-    """A job of a minute: does it start, is Python there, does it see the results folder?"""
+    """Run a job of a minute: does it start, find Python and see the results folder?"""
     results.mkdir(parents=True, exist_ok=True)
     seen = results / f".orch-doctor-{uuid.uuid4().hex[:8]}"
     python = shlex.quote(cluster.python or sys.executable)
@@ -120,7 +122,7 @@ def _try_job(cluster: Cluster, results: Path) -> Check:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "doctor.sh"
         file.write_text(script + "\n")
-        answered, said = _say(
+        answered, said = _ask(
             "sbatch", "--wait", "--time=5", "--nodes=1", "--ntasks=1",
             "--job-name=orch-doctor", "--output=/dev/null", *options, str(file),
             timeout_s=900,
@@ -130,13 +132,13 @@ def _try_job(cluster: Cluster, results: Path) -> Check:
         return passed(f"a job ran, found Python and torch, and sees {results}")
     if answered:
         return fail(
-            f"a job ran, but what it wrote to {results} is not seen here",
+            f"a job ran, but what it wrote to {results} does not appear here",
             "give a folder that all nodes share with --results",
         )
-    return fail(f"a job did not get through: {said}", way_out(said))
+    return fail(f"the job failed or was refused: {said}", way_out(said))
 
 
-def _say(*command: str, timeout_s: float = 60) -> tuple[bool, str]:
+def _ask(*command: str, timeout_s: float = 60) -> tuple[bool, str]:
     """Whether the command succeeded, and what it said."""
     try:
         done = subprocess.run(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from orchestrator.clusters.cluster import load_cluster
 from orchestrator.errors import OrchError
 from orchestrator.runner import JobState, Runner
-from orchestrator.study.case_status import Ask
+from orchestrator.study.case_status import Ask, CaseStatus, case_statuses
 from orchestrator.study.files import Study
-from orchestrator.study.ledger import Asked
+from orchestrator.study.ledger import Asked, read_ledger
 from orchestrator.study.lock import holder_of
 from orchestrator.submission.runners import runner_for
 
@@ -33,6 +33,11 @@ def asker(study: Study, runner_of: RunnerOf = runner_of) -> Ask:
         return states
 
     return ask
+
+
+def study_statuses(study: Study) -> list[CaseStatus]:
+    """Return where every case of the study stands now."""
+    return case_statuses(study, read_ledger(study.ledger_file), asker(study))
 
 
 def _ask_one(

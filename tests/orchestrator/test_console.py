@@ -7,8 +7,8 @@ from orchestrator.commands.console import (
     counts,
     duration,
     note,
-    sections,
-    talk,
+    status_table,
+    stderr,
 )
 from orchestrator.commands.wait import pause_s
 from orchestrator.study.case_status import CaseStatus
@@ -19,7 +19,7 @@ from orchestrator.units import counted
     ("seconds", "said"),
     [
         (None, ""), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"),
-        (7620, "2 h 07 min"), (90000, "25 h 00 min"),
+        (7620, "2 h 07 min"), (90000, "25 h 00 min"), (7 * 86400, "7 days"), (183600, "2 days 3 h"),
     ],
 )  # fmt: skip
 def test_durations_read_as_people_say_them(seconds: float | None, said: str) -> None:
@@ -40,9 +40,9 @@ def test_markup_in_evidence_is_shown_and_not_obeyed() -> None:
     each = CaseStatus(
         case_id="[red]x", status="failed", cause="nccl", evidence=("[/] [blink]y",)
     )
-    console = talk()
+    console = stderr()
     with console.capture() as captured:
-        console.print(sections("study", [each]))
+        console.print(status_table("study", [each]))
     assert "[red]x" in captured.get()
     assert "[/] [blink]y" in captured.get()
 
@@ -52,9 +52,9 @@ def test_many_cases_of_one_status_are_counted_and_not_all_listed() -> None:
         CaseStatus(case_id=f"case-{i}", status="new")
         for i in range(ROWS_PER_STATUS + 7)
     ]
-    console = talk()
+    console = stderr()
     with console.capture() as captured:
-        console.print(sections("study", found))
+        console.print(status_table("study", found))
     assert "… and 7 more" in captured.get()
     assert f"{len(found)} cases: {len(found)} new" in captured.get()
 

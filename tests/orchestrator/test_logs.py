@@ -43,7 +43,7 @@ def study(tmp_path: Path) -> Study:
 
 def read(study: Study, name: str = "toy", **how: object) -> str:
     out = io.StringIO()
-    assert print_log(study.folder.parent, None, name, out=out, **how) == 0  # type: ignore[arg-type]
+    assert print_log(study, name, out=out, **how) == 0  # type: ignore[arg-type]
     return out.getvalue()
 
 

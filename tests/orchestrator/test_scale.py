@@ -4,7 +4,7 @@ tests/benchmarks/read_curve.py."""
 import time
 from pathlib import Path
 
-from orchestrator.commands.status import look
+from orchestrator.submission.job_states import study_statuses
 from orchestrator.tables.columns import long_row
 from tests.orchestrator.made import big_study
 
@@ -14,7 +14,7 @@ def cpu_s(results: Path, number: int) -> float:
     took = []
     for _ in range(3):
         began = time.process_time()
-        rows = [long_row(each) for each in look(study)]
+        rows = [long_row(each) for each in study_statuses(study)]
         took.append(time.process_time() - began)
         assert len(rows) == number
     return min(took)

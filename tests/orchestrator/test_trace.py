@@ -9,9 +9,9 @@ from click.testing import CliRunner, Result
 
 from kernels.spans import Span, as_events
 from orchestrator.cli import orch
-from orchestrator.commands.trace import read_spans, tokens_of
 from orchestrator.errors import InputError
 from orchestrator.figures.heat_map import Panel, draw, grid_of, stretches, window_of
+from orchestrator.figures.traced import read_spans, tokens_of
 from orchestrator.record import TraceFacts
 from orchestrator.study.files import Study
 from tests.orchestrator.made import a_case, a_record, a_study, file
