@@ -47,6 +47,8 @@ def cancel(
 
     CASE is a case id, a part of one, or a pattern such as '*70b*'.
     """
+    if everything and cases:
+        raise click.UsageError("--all is every job: name cases or take --all, not both")
     choice = Choice(cases, statuses)
     sys.exit(
         cancel_cases(

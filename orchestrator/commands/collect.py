@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from orchestrator.commands.options import results_option, study_option
@@ -41,14 +42,23 @@ def _complete_metric(
     shell_complete=_complete_metric, help="What the cells of the table show.",
 )  # fmt: skip
 @results_option
+@click.pass_context
 def collect(
-    study: str | None, long: bool, kind: str, metric: str, results: Path
+    context: click.Context,
+    study: str | None,
+    long: bool,
+    kind: str,
+    metric: str,
+    results: Path,
 ) -> None:
     """Print the comparison table.
 
     A row per model and strategy, a column per number of GPUs. A case that does not fit in
     memory is a #; one that failed shows its cause.
     """
+    metric_given = context.get_parameter_source("metric") is not ParameterSource.DEFAULT
+    if long and metric_given:
+        raise click.UsageError("--long has every metric: leave --metric or --long")
     gc.disable()  # a third of the time of reading 10,000 records
     print_table(results, study, long=long, kind=kind, metric=metric)
 

@@ -1,7 +1,9 @@
 """Options that several commands have, and what the shell completes them with."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -36,6 +38,20 @@ def complete_cluster(
     return _begins([file.stem for file in profiles], typed)
 
 
+def complete_subset(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """Complete the name of a subset of the grid that is given before it."""
+    import yaml
+
+    grid = context.params.get("grid")
+    try:
+        subsets = yaml.safe_load(grid.read_bytes())["subsets"] if grid else {}
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return []  # `orch submit` says what is wrong with it
+    return _begins([*subsets], typed) if isinstance(subsets, dict) else []
+
+
 def complete_case(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
@@ -66,6 +82,22 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a list of rows as JSON."
 )
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask, however many.")
+
+
+def checked_by(parse: Callable[[str], object]) -> Callable[..., Any]:
+    """Return a callback that blames an option for text which `parse` refuses."""
+
+    def check(
+        context: click.Context, parameter: click.Parameter, given: str | None
+    ) -> str | None:
+        try:
+            if given is not None:
+                parse(given)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+        return given
+
+    return check
 
 
 def confirm(question: str) -> bool:

@@ -22,6 +22,7 @@ from orchestrator.case import Case
 from orchestrator.clusters.cluster import load_cluster
 from orchestrator.commands.options import (
     cases_argument,
+    checked_by,
     confirm,
     results_option,
     study_option,
@@ -35,7 +36,7 @@ from orchestrator.study.lock import locked
 from orchestrator.submission.handover import entry_of, hand_over, reconcile
 from orchestrator.submission.job_states import asker, runner_of
 from orchestrator.submission.runners import runner_for
-from orchestrator.units import counted
+from orchestrator.units import counted, num_bytes, seconds
 
 _MENDED_BY = {"timeout": "case_time", "oom_host": "host_memory"}
 _OPTION = {"timeout": "--case-time 2h", "oom_host": "--host-memory 64GiB"}
@@ -56,10 +57,14 @@ CAUSES = ("oom_gpu", "oom_host", "timeout", "preempted", "node_fail", "nccl", "l
     "--status", "statuses", type=click.Choice(STATUSES), multiple=True,
     help="Only cases of this status.",
 )  # fmt: skip
-@click.option("--case-time", metavar="TIME", help="Time for each case, such as 2h.")
 @click.option(
-    "--host-memory", metavar="SIZE", help="Main memory for each GPU, such as 64GiB."
-)
+    "--case-time", metavar="TIME", callback=checked_by(seconds),
+    help="Time for each case, such as 2h.",
+)  # fmt: skip
+@click.option(
+    "--host-memory", metavar="SIZE", callback=checked_by(num_bytes),
+    help="Main memory for each GPU, such as 64GiB.",
+)  # fmt: skip
 @click.option(
     "--pack",
     type=click.IntRange(1),

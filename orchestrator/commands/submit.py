@@ -14,6 +14,7 @@ from orchestrator.commands.console import STYLES, note, print_data
 from orchestrator.commands.options import (
     complete_cluster,
     complete_study,
+    complete_subset,
     results_option,
 )
 from orchestrator.commands.wait import wait_for
@@ -42,7 +43,10 @@ from orchestrator.units import counted
     "--study", metavar="NAME", shell_complete=complete_study,
     help="Folder under the results.  [default: the grid's]",
 )  # fmt: skip
-@click.option("--subset", metavar="NAME", help="Only this named subset of the grid.")
+@click.option(
+    "--subset", metavar="NAME", shell_complete=complete_subset,
+    help="Only this named subset of the grid.",
+)  # fmt: skip
 @click.option(
     "--pack", type=click.IntRange(1), metavar="N",
     help="Cases that one job runs in turn.  [default: the cluster's]",
@@ -65,6 +69,10 @@ def submit(
     results: Path,
 ) -> None:
     """Submit the cases of a grid that have no result yet."""
+    if wait and (dry_run or test_only):
+        raise click.UsageError(
+            "nothing is submitted that --wait could wait for: leave it"
+        )
     request = Request(grid, results, cluster, study, subset, pack)
     if dry_run or test_only:
         sys.exit(_dry_run(request, ask=test_only))

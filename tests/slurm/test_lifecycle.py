@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import time
 from pathlib import Path
 
@@ -106,8 +107,14 @@ def test_logs_of_a_case_and_of_its_job(
     site = accounted_site
     site.box.submit()
     site.drained()
-    done = site.box.orch("logs", "toy_model_1x")
-    assert done.returncode == 0, done.stderr
+    by_workers = site.box.orch("logs", "toy_model_1x")
+    assert re.fullmatch(r"workers of toy_model_1x_\S+\n", by_workers.stdout)
+    (log,) = site.box.results.glob("quick/cases/toy_model_1x_*/attempt-1/*.log")
+    log.unlink()
+    by_job = site.box.orch("logs", "toy_model_1x")
+    case_id = by_workers.stdout.split()[-1]
+    assert f"job of {case_id}\n" in by_job.stdout
+    assert "the workers wrote nothing" in by_job.stderr
     several = site.box.orch("logs", "toy")
     assert several.returncode == 2
     assert "fits 4 cases" in several.stderr
