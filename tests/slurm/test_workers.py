@@ -196,6 +196,37 @@ def test_a_job_that_slurm_ends_files_a_record_with_the_cause(
     assert desk.leavings() == []
 
 
+def test_a_requeued_job_measures_only_the_interrupted_case_again(desk: Desk) -> None:
+    """The supervisor files `preempted`; after the requeue it skips what is done."""
+    short, long = {"strategy": "tensor", "gpus": 2}, ENDLESS | {"repeats": 300}
+    often = {"ORCH_HEARTBEAT_S": "0.2"}
+    desk.submit([short, long], "--pack", "2", requeue=True, environment=often)
+
+    def is_measuring() -> bool:
+        attempts = list(desk.study.glob("cases/*/attempt-1"))
+        under_way = [each for each in attempts if not (each / "record.json").exists()]
+        beats = [each / "heartbeat.json" for each in under_way if len(attempts) == 2]
+        return any("measuring" in each.read_text() for each in beats if each.exists())
+
+    desk.slurm.wait(is_measuring, "the second case to be measured", 120)
+    os.kill(desk.workers()[-1].pid, signal.SIGSTOP)  # so that it cannot end meanwhile
+    (job_id,) = desk.slurm.command("squeue", "-h", "-o", "%A").split()
+    desk.slurm.command("scontrol", "requeue", job_id)
+
+    def waits() -> bool:
+        return bool(desk.slurm.command("squeue", "-h", "-t", "PD").strip())
+
+    desk.slurm.wait(waits, "the job to be requeued", 60)
+    # By itself Slurm would begin two minutes later.
+    desk.slurm.command("scontrol", "update", f"jobid={job_id}", "starttime=now")
+    desk.drained()
+    rows = desk.rows()
+    assert [(row["status"], row["attempt"]) for row in rows] == [("ok", 1), ("ok", 2)]
+    first = desk.study / "cases" / rows[1]["case_id"] / "attempt-1/record.json"
+    assert json.loads(first.read_text())["cause"] == "preempted"
+    assert desk.leavings() == []
+
+
 @pytest.fixture(params=ACCOUNTING)
 def small_memory(
     request: pytest.FixtureRequest,
