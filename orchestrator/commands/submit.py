@@ -30,18 +30,18 @@ from orchestrator.units import counted
 @click.option(
     "--grid", required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file: axes, fixed values, cluster.",
+    help="The grid, a YAML file.",
 )  # fmt: skip
 @click.option(
-    "--dry-run", is_flag=True, help="Show what would be submitted; do nothing."
+    "--dry-run", is_flag=True, help="Show every case and script; submit nothing."
 )
 @click.option(
     "--cluster", metavar="NAME", shell_complete=complete_cluster,
-    help="Where to run: a profile of jobs/clusters or a file.  [default: the grid's]",
+    help="Where to run: a name of `orch clusters`, or a file.  [default: the grid's]",
 )  # fmt: skip
 @click.option(
     "--study", metavar="NAME", shell_complete=complete_study,
-    help="Folder under the results.  [default: the grid's]",
+    help="Name of the study.  [default: the grid's]",
 )  # fmt: skip
 @click.option(
     "--subset", metavar="NAME", shell_complete=complete_subset,
@@ -68,7 +68,11 @@ def submit(
     wait: bool,
     results: Path,
 ) -> None:
-    """Submit the cases of a grid that have no result yet."""
+    """Submit the cases of a grid that have no result yet.
+
+    What is pending, running, measured or failed is left alone, so the same command can be
+    given again at any time.
+    """
     if wait and (dry_run or test_only):
         raise click.UsageError(
             "nothing is submitted that --wait could wait for: leave it"
