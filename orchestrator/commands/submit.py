@@ -1,24 +1,31 @@
 """`orch submit`: submit what of the grid is not done yet, once, whatever happens meanwhile."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.commands.console import STYLES, note, print_data
+from orchestrator.commands.console import (
+    STYLES,
+    fits,
+    listing,
+    note,
+    print_data,
+    stdout,
+)
 from orchestrator.commands.options import (
     complete_cluster,
     complete_study,
     complete_subset,
     results_option,
 )
+from orchestrator.commands.selection import short_names
 from orchestrator.commands.wait import wait_for
-from orchestrator.study.case_status import ACTIVE, CaseStatus
+from orchestrator.study.case_status import ACTIVE, CaseStatus, Status
 from orchestrator.study.ledger import read_ledger
 from orchestrator.study.lock import Holder, locked
 from orchestrator.submission.handover import Outcome, entry_of, hand_over, reconcile
@@ -94,12 +101,15 @@ def _dry_run(request: Request, *, ask: bool = False) -> int:
     print_data(_table(plans))
     all_taken = True
     for batch in aim.runner.batches(plans.todo):
+        if batch.facts:
+            print_data("")
         for name, value in batch.facts.items():
-            print_data(Text(f"\n{name}: {value}"))
+            start = "\n" if "\n" in value else " "
+            print_data(Text(f"{name}:{start}{value}"))
         if ask:
             taken, said = aim.runner.test(batch)
             print_data(
-                Text(f"\n{'would be taken' if taken else 'would be refused'}: {said}")
+                Text(f"\nSlurm would {'accept' if taken else 'refuse'} it: {said}")
             )
             all_taken &= taken
     _say([*aim.grid.notes, _summary(aim, plans), "a dry run: nothing was submitted"])
@@ -190,20 +200,31 @@ def _summary(aim: Target, plans: Plan) -> str:
 
 
 def _table(plans: Plan) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("case", "state", "would"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("why", overflow="fold")
+    columns: Sequence[str] = ("case", "strategy", "status", "action", "note")
     todo = {case.case_id for case in plans.todo}
-    for each in plans.standing.values():
-        table.add_row(*_row(each, each.case_id in todo, plans.pruned.get(each.case_id)))
-    return table
+    rows = [
+        _row(each, each.case_id in todo, plans.pruned.get(each.case_id))
+        for each in plans.standing.values()
+    ]
+    if fits(columns, rows, stdout().width):
+        return listing(columns, rows)
+    names = short_names(list(plans.standing))
+    narrow = [_narrow_row(names[row[0].plain], row) for row in rows]
+    return listing(("case", *columns[2:]), narrow, below=0)
 
 
-def _row(each: CaseStatus, goes: bool, misfit: str | None) -> Iterable[str]:
-    if misfit:
-        return escape(each.case_id), "[yellow]pruned[/]", "skip", escape(misfit)
-    style = STYLES[each.status]
-    state = f"[{style}]{each.status}[/]"
-    action = "submit" if goes else "skip"
-    return escape(each.case_id), state, action, escape(note(each))
+def _row(each: CaseStatus, goes: bool, misfit: str | None) -> list[Text]:
+    status: Status = "pruned" if misfit else each.status
+    return [
+        Text(each.case_id), Text(each.case.label if each.case else ""),
+        Text(status, STYLES[status]), Text("submit" if goes else "skip"),
+        Text(misfit or note(each)),
+    ]  # fmt: skip
+
+
+def _narrow_row(name: str, row: Sequence[Text]) -> list[Text]:
+    """The row without its strategy, unless the name leaves something of it out."""
+    _, label, status, action, why = row
+    told = f"_{label.plain}_" in name
+    parts = [part.plain for part in ((why,) if told else (label, why)) if part]
+    return [Text(name), status, action, Text("; ".join(parts))]
