@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import site
 import sys
@@ -17,8 +18,8 @@ from orchestrator.checkout import checkout
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.clusters.hardware import gpu_memories_bytes, host_memory_bytes
 
-_NEEDED = ("click", "jinja2", "pandas", "pydantic", "rich", "submitit", "torch", "sentencepiece",
-           "safetensors")  # fmt: skip
+_EXTRAS = {"tokenizers": "Llama-3 and Qwen", "parquet": "--format parquet"}
+"""Extras of setup.cfg that a study can need, and for what."""
 _NODE_LOCAL = ("tmpfs", "overlay", "ramfs")
 _LITTLE_BYTES = 2**30
 
@@ -70,18 +71,41 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        yield fail(
-            f"missing: {', '.join(missing)}",
-            f"install them for this Python: {sys.executable} -m pip install -e {checkout()}",
-        )
+    missing = _missing_packages()
+    if needed := missing.pop("", None):
+        yield fail(f"missing: {', '.join(needed)}", _install(""))
     else:
         versions = ", ".join(
             f"{name} {importlib.metadata.version(name)}"
             for name in ("torch", "submitit")
         )
         yield passed(f"all packages are there ({versions})")
+    for extra, names in missing.items():
+        what = f"{_EXTRAS[extra]} cannot be used: missing {', '.join(names)}"
+        yield warn(what, _install(f"[{extra}]"))
+    yield from _shadows()
+
+
+def _missing_packages() -> dict[str, list[str]]:
+    """Extra → those of its packages that are not installed; "" is what every study needs."""
+    missing: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("orch-bench") or []:
+        found = re.match(r"([\w.-]+)(?:.*extra == ['\"]([\w-]+)['\"])?", line)
+        name, extra = (found[1], found[2] or "") if found else (line, "")
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if extra in ("", *_EXTRAS):
+                missing.setdefault(extra, []).append(name)
+    return missing
+
+
+def _install(extra: str) -> str:
+    command = f"{sys.executable} -m pip install -e '{checkout()}{extra}'"
+    return f"install what is missing for this Python: {command}"
+
+
+def _shadows() -> Iterator[Check]:
     for room in ("kernels", "jobs"):
         spec = importlib.util.find_spec(room)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None

@@ -116,7 +116,7 @@ def orch() -> None:
 
 
 def _streams() -> None:
-    """Have all three standard streams, and none that stops at a sign it cannot show."""
+    """Open standard streams that are closed, and let stdout print what it cannot encode."""
     # Else the next file opened takes a closed one's number, and what is printed goes into it.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -128,7 +128,7 @@ def _streams() -> None:
 
 
 def main() -> None:
-    """The `orch` program."""
+    """Run `orch`; an error becomes a line on stderr and an exit code."""
     _streams()
     try:
         orch(prog_name="orch")

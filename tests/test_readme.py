@@ -1,17 +1,23 @@
 """The README tells the truth: its links, its tree of files, its commands."""
 
+import json
 import re
 from pathlib import Path
 
 import click
 import pytest
 
-from orchestrator.cli import orch
+from orchestrator.cli import VERBS, orch
+from orchestrator.clusters.cluster import load_cluster
 from orchestrator.grids.grid import load_grid
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = CHECKOUT / "README.md"
 DOCUMENTS = [README, CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "results" / "README.md"]
+
+
+def yaml_blocks() -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def tree_entries() -> set[str]:
@@ -65,9 +71,28 @@ def test_every_orch_command_and_option_it_names_exists() -> None:
 
 
 def test_the_grid_it_shows_is_one(tmp_path: Path) -> None:
-    block = re.search(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
-    assert block
     file = tmp_path / "grid.yaml"
-    file.write_text(block[1])
+    file.write_text(yaml_blocks()[0])
     cases = load_grid(file, dry_run=True).cases
     assert {case.gpus for case in cases} == {1, 2, 4}
+
+
+def test_the_profile_it_shows_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml_blocks()[1])
+    cluster = load_cluster(file)
+    assert (cluster.name, cluster.case_time_s) == ("my", 7200)
+    assert cluster.devices == load_cluster("sol").devices
+
+
+def test_it_names_every_command_and_every_key_of_a_grid() -> None:
+    text = README.read_text()
+    assert [verb for verb in VERBS if f"| `orch {verb}" not in text] == []
+    definitions = json.loads((CHECKOUT / "jobs/grids/schema.json").read_text())
+    shape = {"ModelShape", "RopeScaling"}  # the inside of `random`
+    keys = set(definitions["properties"])
+    for name, definition in definitions["$defs"].items():
+        for described in (definition, *definition.get("anyOf", ())):
+            keys |= set(described.get("properties", ())) if name not in shape else set()
+    assert len(keys) > 30
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []

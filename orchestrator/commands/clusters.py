@@ -72,7 +72,8 @@ def _explain(cluster: Cluster, name: str) -> None:
     from orchestrator.commands.console import print_data
 
     print_data(f"[bold]{escape(cluster.name)}[/]: {escape(cluster.about)}")
-    print_data(f"facts are {cluster.confidence}")
+    changed = ", unless this file changes them" if Path(name).is_file() else ""
+    print_data(f"facts are {cluster.confidence}{changed}")
     for source in cluster.sources:
         print_data(escape(f"  from {source}"))
     for note in cluster.notes:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -128,10 +129,9 @@ def listing(
         folds = index == (len(columns) - 1 if below is None else below)
         table.add_column(name, no_wrap=not folds, overflow="fold")
     for row in rows:
-        cells = list(row)
-        if below is not None:
-            note = cells.pop()
-            cells[below] += Text(f"\n{note}") if note else Text()
+        cells: list[RenderableType] = list(row)
+        if below is not None and (note := cells.pop()):
+            cells[below] = Group(cells[below], Padding(note, (0, 0, 0, 2)))
         table.add_row(*cells)
     return table
 

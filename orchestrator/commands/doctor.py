@@ -21,7 +21,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.command()
 @click.option(
     "--cluster", "name", metavar="NAME", shell_complete=complete_cluster,
-    help="A profile of jobs/clusters or a file.  [default: the one detected]",
+    help="A name of `orch clusters`, or a file.  [default: the site that is detected]",
 )  # fmt: skip
 @click.option("--job", is_flag=True, help="Also run a job of a minute on the cluster.")
 @results_option

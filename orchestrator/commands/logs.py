@@ -25,7 +25,10 @@ POLL_S = 0.5
 @click.argument("case", metavar="CASE", shell_complete=complete_case)
 @click.option("--follow", "-f", is_flag=True, help="Go on until the case has ended.")
 @click.option(
-    "--attempt", type=click.IntRange(1), metavar="N", help="[default: latest]"
+    "--attempt",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Which run of the case.  [default: the latest]",
 )
 @study_option
 @results_option

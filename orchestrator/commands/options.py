@@ -81,7 +81,9 @@ cases_argument = click.argument(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a list of rows as JSON."
 )
-yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask, however many.")
+yes_option = click.option(
+    "--yes", "-y", is_flag=True, help="Do not ask, however many cases."
+)
 
 
 def checked_by(parse: Callable[[str], object]) -> Callable[..., Any]:

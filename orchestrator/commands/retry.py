@@ -50,8 +50,8 @@ CAUSES = ("oom_gpu", "oom_host", "timeout", "preempted", "node_fail", "nccl", "l
 @click.command()
 @cases_argument
 @click.option(
-    "--cause", "causes", type=click.Choice(CAUSES), multiple=True,
-    help="Only this cause.",
+    "--cause", "causes", type=click.Choice(CAUSES), multiple=True, metavar="CAUSE",
+    help=f"Only this cause: {', '.join(CAUSES)}.",
 )  # fmt: skip
 @click.option(
     "--status", "statuses", type=click.Choice(STATUSES), multiple=True,

@@ -22,9 +22,7 @@ WATCH_S = 2.0
 
 @click.command()
 @study_option
-@click.option(
-    "--watch", is_flag=True, help="Show it again as it changes, until all have ended."
-)
+@click.option("--watch", is_flag=True, help="Keep showing it until all have ended.")
 @json_option
 @results_option
 def status(study: str | None, watch: bool, as_json: bool, results: Path) -> None:

@@ -1,24 +1,31 @@
 """`orch submit`: submit what of the grid is not done yet, once, whatever happens meanwhile."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.commands.console import STYLES, note, print_data
+from orchestrator.commands.console import (
+    STYLES,
+    fits,
+    listing,
+    note,
+    print_data,
+    stdout,
+)
 from orchestrator.commands.options import (
     complete_cluster,
     complete_study,
     complete_subset,
     results_option,
 )
+from orchestrator.commands.selection import short_names
 from orchestrator.commands.wait import wait_for
-from orchestrator.study.case_status import ACTIVE, CaseStatus
+from orchestrator.study.case_status import ACTIVE, CaseStatus, Status
 from orchestrator.study.ledger import read_ledger
 from orchestrator.study.lock import Holder, locked
 from orchestrator.submission.handover import Outcome, entry_of, hand_over, reconcile
@@ -30,18 +37,18 @@ from orchestrator.units import counted
 @click.option(
     "--grid", required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file: axes, fixed values, cluster.",
+    help="The grid, a YAML file.",
 )  # fmt: skip
 @click.option(
-    "--dry-run", is_flag=True, help="Show what would be submitted; do nothing."
+    "--dry-run", is_flag=True, help="Show every case and script; submit nothing."
 )
 @click.option(
     "--cluster", metavar="NAME", shell_complete=complete_cluster,
-    help="Where to run: a profile of jobs/clusters or a file.  [default: the grid's]",
+    help="Where to run: a name of `orch clusters`, or a file.  [default: the grid's]",
 )  # fmt: skip
 @click.option(
     "--study", metavar="NAME", shell_complete=complete_study,
-    help="Folder under the results.  [default: the grid's]",
+    help="Name of the study.  [default: the grid's]",
 )  # fmt: skip
 @click.option(
     "--subset", metavar="NAME", shell_complete=complete_subset,
@@ -68,7 +75,11 @@ def submit(
     wait: bool,
     results: Path,
 ) -> None:
-    """Submit the cases of a grid that have no result yet."""
+    """Submit the cases of a grid that have no result yet.
+
+    What is pending, running, measured or failed is left alone, so the same command can be
+    given again at any time.
+    """
     if wait and (dry_run or test_only):
         raise click.UsageError(
             "nothing is submitted that --wait could wait for: leave it"
@@ -90,12 +101,15 @@ def _dry_run(request: Request, *, ask: bool = False) -> int:
     print_data(_table(plans))
     all_taken = True
     for batch in aim.runner.batches(plans.todo):
+        if batch.facts:
+            print_data("")
         for name, value in batch.facts.items():
-            print_data(Text(f"\n{name}: {value}"))
+            start = "\n" if "\n" in value else " "
+            print_data(Text(f"{name}:{start}{value}"))
         if ask:
             taken, said = aim.runner.test(batch)
             print_data(
-                Text(f"\n{'would be taken' if taken else 'would be refused'}: {said}")
+                Text(f"\nSlurm would {'accept' if taken else 'refuse'} it: {said}")
             )
             all_taken &= taken
     _say([*aim.grid.notes, _summary(aim, plans), "a dry run: nothing was submitted"])
@@ -186,20 +200,31 @@ def _summary(aim: Target, plans: Plan) -> str:
 
 
 def _table(plans: Plan) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("case", "state", "would"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("why", overflow="fold")
+    columns: Sequence[str] = ("case", "strategy", "status", "action", "note")
     todo = {case.case_id for case in plans.todo}
-    for each in plans.standing.values():
-        table.add_row(*_row(each, each.case_id in todo, plans.pruned.get(each.case_id)))
-    return table
+    rows = [
+        _row(each, each.case_id in todo, plans.pruned.get(each.case_id))
+        for each in plans.standing.values()
+    ]
+    if fits(columns, rows, stdout().width):
+        return listing(columns, rows)
+    names = short_names(list(plans.standing))
+    narrow = [_narrow_row(names[row[0].plain], row) for row in rows]
+    return listing(("case", *columns[2:]), narrow, below=0)
 
 
-def _row(each: CaseStatus, goes: bool, misfit: str | None) -> Iterable[str]:
-    if misfit:
-        return escape(each.case_id), "[yellow]pruned[/]", "skip", escape(misfit)
-    style = STYLES[each.status]
-    state = f"[{style}]{each.status}[/]"
-    action = "submit" if goes else "skip"
-    return escape(each.case_id), state, action, escape(note(each))
+def _row(each: CaseStatus, goes: bool, misfit: str | None) -> list[Text]:
+    status: Status = "pruned" if misfit else each.status
+    return [
+        Text(each.case_id), Text(each.case.label if each.case else ""),
+        Text(status, STYLES[status]), Text("submit" if goes else "skip"),
+        Text(misfit or note(each)),
+    ]  # fmt: skip
+
+
+def _narrow_row(name: str, row: Sequence[Text]) -> list[Text]:
+    """The row without its strategy, unless the name leaves something of it out."""
+    _, label, status, action, why = row
+    told = f"_{label.plain}_" in name
+    parts = [part.plain for part in ((why,) if told else (label, why)) if part]
+    return [Text(name), status, action, Text("; ".join(parts))]

@@ -7,7 +7,7 @@ micro-batch, as in the timetables of `kernels.pipeline.schedule`.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,20 @@ PARTS = 1200
 """Columns of a heat map."""
 _LABELS = 160
 """More stretches of work than this in a panel carry no text: it could not be read."""
-_NARROW = 0.012
-"""A stretch below this share of the width carries none either."""
+_CHARACTER = 0.0075
+"""Share of the width that a character takes; a stretch narrower than its text carries none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One traced case."""
+    """The heat map of one traced case."""
 
     title: str
     spans: Sequence[Span]
 
 
-def window_of(spans: Iterable[Span], tokens: range) -> Interval | None:
-    """From the first to the last moment of computation of these tokens; None: there is none."""
-    mine = [span for span in spans if span.kind == "compute" and span.token in tokens]
-    if not mine:
-        return None
-    return min(span.start_s for span in mine), max(span.end_s for span in mine)
-
-
 def stretches(spans: Iterable[Span]) -> dict[tuple[int, int, int], Interval]:
-    """(rank, token, micro-batch) → from the first to the last moment it was computed."""
+    """Return (rank, token, micro-batch) → from the first to the last moment it was computed."""
     found: dict[tuple[int, int, int], Interval] = {}
     for span in spans:
         if span.kind != "compute":
@@ -49,16 +41,16 @@ def stretches(spans: Iterable[Span]) -> dict[tuple[int, int, int], Interval]:
     return found
 
 
-def grid_of(
+def shares_by_rank(
     spans: Iterable[Span], ranks: int, window: Interval, parts: int
 ) -> list[list[float]]:
-    """How much of each part of the window each rank computes: a row per rank."""
+    """Return which share of each part of the window each rank computes: a row per rank."""
     work = busy_ranks(spans)
     return [shares(work.get(rank, []), window, parts) for rank in range(ranks)]
 
 
 def busy_ranks(spans: Iterable[Span]) -> dict[int, list[Interval]]:
-    """Rank → the intervals in which it computes."""
+    """Return rank → the intervals in which it computes."""
     by_rank: dict[int, list[Span]] = defaultdict(list)
     for span in spans:
         by_rank[span.rank].append(span)
@@ -66,16 +58,17 @@ def busy_ranks(spans: Iterable[Span]) -> dict[int, list[Interval]]:
 
 
 def draw(panels: Sequence[Panel], tokens: range, file: Path) -> None:
-    """Draw the tokens of every panel into a file; its ending says what kind of picture.
+    """Draw these tokens of every panel into a file; its ending says what kind of picture.
 
     Raises:
         ValueError: a panel has no such token, or the ending is of no picture.
     """
     from matplotlib.figure import Figure
 
-    windows = [_window(panel, tokens) for panel in panels]
-    longest_s = max(end - start for start, end in windows)
     ranks = [1 + max(span.rank for span in panel.spans) for panel in panels]
+    panels = [replace(panel, spans=_of_tokens(panel, tokens)) for panel in panels]
+    windows = [_window(panel) for panel in panels]
+    longest_s = max(end - start for start, end in windows)
     figure = Figure(
         figsize=(11, 0.7 + sum(0.75 + 0.34 * count for count in ranks)),
         layout="constrained",
@@ -88,27 +81,38 @@ def draw(panels: Sequence[Panel], tokens: range, file: Path) -> None:
         whole = (window[0], window[0] + longest_s)
         picture = _heat(axis, panel, whole, count)
         _label(axis, panel, window, longest_s)
-    axes[-1].set_xlabel("milliseconds")
-    figure.colorbar(
-        picture, ax=list(axes), label="share of the time computing", aspect=30, pad=0.01
-    )
+    several = any(span.micro_batch for panel in panels for span in panel.spans)
+    what = "token·micro-batch" if several else "token"
+    axes[-1].set_xlabel(f"milliseconds; labels: {what}, token 0 is the prefill")
+    bar = figure.colorbar(picture, ax=list(axes), aspect=30, pad=0.01)
+    bar.set_label("share computing", fontsize=8)
     figure.savefig(file, dpi=150)
 
 
-def _window(panel: Panel, tokens: range) -> Interval:
-    window = window_of(panel.spans, tokens)
-    if window is None:
-        last = max((span.token for span in panel.spans), default=-1)
-        raise ValueError(
-            f"{panel.title}: no computation of tokens {tokens.start} to {tokens.stop - 1} in the "
-            f"trace; it has tokens 0 to {last}"
-        )
-    return window
+def _of_tokens(panel: Panel, tokens: range) -> list[Span]:
+    """The spans without the computation of other tokens, which a faster case would show too."""
+    found = [
+        span for span in panel.spans if span.kind != "compute" or span.token in tokens
+    ]
+    if any(span.kind == "compute" for span in found):
+        return found
+    last = max((span.token for span in panel.spans), default=-1)
+    raise ValueError(
+        f"{panel.title}: no computation of tokens {tokens.start} to {tokens.stop - 1} in the "
+        f"trace; it has tokens 0 to {last}"
+    )
+
+
+def _window(panel: Panel) -> Interval:
+    computing = [span for span in panel.spans if span.kind == "compute"]
+    return min(span.start_s for span in computing), max(
+        span.end_s for span in computing
+    )
 
 
 def _heat(axis: Any, panel: Panel, window: Interval, ranks: int) -> Any:
     picture = axis.imshow(
-        grid_of(panel.spans, ranks, window, PARTS),
+        shares_by_rank(panel.spans, ranks, window, PARTS),
         aspect="auto",
         interpolation="nearest",
         cmap="OrRd",
@@ -127,18 +131,22 @@ def _label(axis: Any, panel: Panel, window: Interval, longest_s: float) -> None:
     seen = {
         key: place
         for key, place in stretches(panel.spans).items()
-        if window[0] <= sum(place) / 2 <= window[0] + longest_s
-        and place[1] - place[0] >= _NARROW * longest_s
+        if place[1] - place[0] >= len(_text(key, several)) * _CHARACTER * longest_s
     }
     if len(seen) > _LABELS:
         return
     work = busy_ranks(panel.spans)
-    for (rank, token, micro_batch), (start, end) in seen.items():
-        dark = shares(work[rank], (start, end), 1)[0] > 0.5
+    for key, (start, end) in seen.items():
+        dark = shares(work[key[0]], (start, end), 1)[0] > 0.5
         axis.text(
             1e3 * ((start + end) / 2 - window[0]),
-            rank,
-            f"{token}·{micro_batch}" if several else str(token),
+            key[0],
+            _text(key, several),
             ha="center", va="center", fontsize=7, clip_on=True,
             color="white" if dark else "black",
         )  # fmt: skip
+
+
+def _text(key: tuple[int, int, int], several: bool) -> str:
+    """What a stretch of (rank, token, micro-batch) carries."""
+    return f"{key[1]}·{key[2]}" if several else str(key[1])

@@ -16,8 +16,8 @@ class GpuHours:
     """If every job that waits or runs takes all its time."""
 
     def __str__(self) -> str:
-        come = f", at most {self.to_come:.2g} to come" if self.to_come else ""
-        return f"GPU-hours: {self.used:.2g} used{come}"
+        come = f", at most {_hours(self.to_come)} to come" if self.to_come else ""
+        return f"GPU-hours: {_hours(self.used)} used{come}"
 
 
 def gpu_hours(found: Iterable[CaseStatus]) -> GpuHours | None:
@@ -39,3 +39,7 @@ def gpu_hours(found: Iterable[CaseStatus]) -> GpuHours | None:
             limit_s, elapsed_s = each.job.limit_s or 0.0, each.job.elapsed_s or 0.0
             to_come_s += gpus * max(0.0, limit_s - elapsed_s)
     return GpuHours(used_s / 3600, to_come_s / 3600) if any_slurm else None
+
+
+def _hours(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

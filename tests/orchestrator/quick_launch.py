@@ -35,7 +35,7 @@ def _is_done(study: Study, packed: JobCase) -> bool:
 def _run(study: Study, case: Case) -> None:
     attempt = study.open_attempt(case.case_id)
     began = datetime.now(UTC)
-    print(f"job of {case.case_id}", flush=True)
+    print(f"job of {case.case_id}", file=sys.stderr, flush=True)
     attempt.log_file.write_text(f"workers of {case.case_id}\n")
     _log(study, f"{case.case_id} {os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}")
     time.sleep(float(os.environ.get("QUICK_CASE_S", "0")))

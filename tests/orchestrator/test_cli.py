@@ -14,13 +14,16 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
 from orchestrator.cli import VERBS
 from orchestrator.cli import orch as program
+from orchestrator.commands.retry import CAUSES
 from orchestrator.errors import explained
+from orchestrator.record import Cause
 from tests.benchmarks.start_up import median_ratio
 from tests.orchestrator.made import (
     a_case,
@@ -96,10 +99,15 @@ def test_every_command_explains_itself_with_an_example_that_can_be_typed(
     command = program.get_command(click.Context(program), verb)
     assert command is not None
     command.make_context(verb, shlex.split(example)[2:])
-    shown = orch(verb, "-h").stdout
+    shown = orch(verb, "-h", COLUMNS="80").stdout
+    assert max(map(len, shown.splitlines())) <= 80
     assert f"\n  {VERBS[verb].summary}\n" in shown
     assert shown.endswith(f"  Example:\n    {example}\n")
     assert f"\n  {example}\n" in orch("--help").stdout
+
+
+def test_retry_knows_every_cause_that_a_record_can_give() -> None:
+    assert get_args(Cause) == CAUSES
 
 
 @pytest.mark.parametrize("verb", ["submit", "status", "collect"])

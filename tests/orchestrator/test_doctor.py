@@ -1,6 +1,7 @@
 """`orch doctor` and `orch clusters`: what they find and how they say it."""
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -11,7 +12,9 @@ from click.testing import CliRunner
 from orchestrator.checks import Check
 from orchestrator.cli import orch
 from orchestrator.clusters.cluster import PROFILES, cluster_names, load_cluster
+from orchestrator.clusters.hardware import gpu_memories_bytes
 from orchestrator.commands.doctor import findings
+from tests.orchestrator.sandbox import CHECKOUT
 
 
 def look(results: Path, cluster: str = "local") -> list[Check]:
@@ -25,6 +28,25 @@ def test_a_sound_machine_has_nothing_bad(tmp_path: Path) -> None:
 def test_the_doctor_leaves_nothing_behind(tmp_path: Path) -> None:
     look(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_packages_that_setup_names_and_nobody_installed_are_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = tmp_path / "orch_bench-9.dist-info" / "METADATA"
+    described.parent.mkdir()
+    described.write_text(
+        "Metadata-Version: 2.1\nName: orch-bench\nVersion: 9\n"
+        "Requires-Dist: click>=8.1\nRequires-Dist: nosuch>=1\n"
+        "Requires-Dist: norsuch>=2 ; extra == 'parquet'\n"
+        "Requires-Dist: nobody ; extra == 'test'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = {each.level: each for each in look(tmp_path / "results")}
+    assert found["fail"].what == "missing: nosuch"
+    assert f"{sys.executable} -m pip install -e" in found["fail"].remedy
+    assert found["warn"].what == "--format parquet cannot be used: missing norsuch"
+    assert f"{CHECKOUT}[parquet]" in found["warn"].remedy
 
 
 def test_a_folder_that_holds_no_results_is_bad(tmp_path: Path) -> None:
@@ -110,3 +132,32 @@ def test_the_schema_that_is_printed_takes_what_ships() -> None:
     for name in cluster_names():
         described = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
         jsonschema.validate(described, schema)
+
+
+def test_a_profile_of_ones_own_is_extended_by_its_path(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: local\nname: mine\ncase_time: 7d\n")
+    shown = run("clusters", str(file))
+    assert "facts are tested, unless this file changes them" in shown
+    assert "time for a case: 7 days; each job runs 1 case" in shown
+    assert f"`extends: {file}`" in shown
+    assert "Slurm" not in shown.split("time for a case")[1]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [("local", "ranks compute on the CPU"), ("sol", "jobs get theirs from Slurm")],
+)
+def test_a_machine_without_gpus_is_judged_by_its_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, said: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    gpu_memories_bytes.cache_clear()
+    found = look(tmp_path, cluster)
+    gpu_memories_bytes.cache_clear()
+    assert any(said in each.what for each in found)
+
+
+def test_a_job_is_not_silently_left_out_on_this_machine(tmp_path: Path) -> None:
+    found = findings(tmp_path, load_cluster("local"), job=True)
+    assert any("no job was tried" in each.what for each in found)

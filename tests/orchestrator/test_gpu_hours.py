@@ -6,7 +6,7 @@ from orchestrator.commands.console import note, took
 from orchestrator.runner import JobState
 from orchestrator.study.case_status import CaseStatus
 from orchestrator.study.ledger import Asked, Entry, Submission
-from orchestrator.submission.gpu_hours import gpu_hours
+from orchestrator.submission.gpu_hours import GpuHours, gpu_hours
 from tests.orchestrator.made import a_case
 
 
@@ -38,6 +38,11 @@ def test_hours_count_each_gpu_of_what_ran_and_of_what_may_still_run() -> None:
     assert hours is not None
     assert (hours.used, hours.to_come) == (3.0, 2.0)
     assert str(hours) == "GPU-hours: 3 used, at most 2 to come"
+
+
+def test_many_hours_are_printed_as_a_plain_number() -> None:
+    assert str(GpuHours(123.4, 9876.5)) == ("GPU-hours: 123 used, at most 9876 to come")
+    assert str(GpuHours(0.0123, 0)) == "GPU-hours: 0.012 used"
 
 
 def test_cases_of_one_pack_share_their_jobs_time() -> None:

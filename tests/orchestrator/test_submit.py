@@ -103,8 +103,8 @@ def test_a_dry_run_shows_every_case_and_writes_nothing(sandbox: Sandbox) -> None
     run = sandbox.submit("--dry-run")
     assert run.returncode == 0
     lines = run.stdout.splitlines()
-    assert lines[0].split() == ["case", "state", "would", "why"]
-    assert [line.split()[1:3] for line in lines[1:]] == [["new", "submit"]] * 4
+    assert lines[0].split() == ["case", "strategy", "status", "action", "note"]
+    assert [line.split()[2:] for line in lines[1:]] == [["new", "submit"]] * 4
     assert "nothing was submitted" in run.stderr
     assert not sandbox.results.exists()
 
@@ -113,7 +113,7 @@ def test_a_dry_run_after_a_submit_says_what_it_would_skip(sandbox: Sandbox) -> N
     sandbox.submit("--wait")
     before = sorted(sandbox.results.rglob("*"))
     run = sandbox.submit("--dry-run")
-    assert [line.split()[1:3] for line in run.stdout.splitlines()[1:]] == [
+    assert [line.split()[2:] for line in run.stdout.splitlines()[1:]] == [
         ["ok", "skip"]
     ] * 4
     assert sorted(sandbox.results.rglob("*")) == before
@@ -198,4 +198,4 @@ def test_a_record_from_elsewhere_counts_without_any_ledger(sandbox: Sandbox) -> 
     other.create()
     file(other, a_record(record.case))
     run = sandbox.submit("--study", "other", "--dry-run")
-    assert [line.split()[1] for line in run.stdout.splitlines()[1:]].count("ok") == 1
+    assert [line.split()[2] for line in run.stdout.splitlines()[1:]].count("ok") == 1

@@ -1,16 +1,22 @@
 """`orch trace` and the heat map: from trace files to rows and a picture."""
 
 import gzip
+import io
 import json
+import re
 from pathlib import Path
 
+import matplotlib
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
+from rich.text import Text
 
 from kernels.spans import Span, as_events
 from orchestrator.cli import orch
+from orchestrator.commands.console import fits, listing
 from orchestrator.errors import InputError
-from orchestrator.figures.heat_map import Panel, draw, grid_of, stretches, window_of
+from orchestrator.figures.heat_map import Panel, draw, shares_by_rank, stretches
 from orchestrator.figures.traced import read_spans, tokens_of
 from orchestrator.record import TraceFacts
 from orchestrator.study.files import Study
@@ -49,20 +55,35 @@ def run(results: Path, *words: str) -> Result:
 
 
 def test_a_heat_map_is_dark_where_a_rank_computes() -> None:
-    assert grid_of(TURNS, 2, (0.0, 6.0), 6) == [
+    assert shares_by_rank(TURNS, 2, (0.0, 6.0), 6) == [
         [1, 0, 1, 0, 1, 0],
         [0, 1, 0, 1, 0, 1],
     ]
 
 
 def test_a_rank_that_never_computes_has_a_light_row() -> None:
-    assert grid_of(TURNS, 3, (0.0, 6.0), 2)[2] == [0, 0]
+    assert shares_by_rank(TURNS, 3, (0.0, 6.0), 2)[2] == [0, 0]
 
 
-def test_the_window_is_that_of_the_tokens_asked_for() -> None:
-    assert window_of(TURNS, range(1, 2)) == (2.0, 4.0)
-    assert window_of(TURNS, range(10)) == (0.0, 6.0)
-    assert window_of(TURNS, range(7, 8)) is None
+@pytest.mark.parametrize("tokens", [range(1), range(2), range(1, 2)])
+def test_a_faster_case_shows_no_other_tokens_than_a_slower_one(
+    tokens: range, tmp_path: Path
+) -> None:
+    faster = [
+        span(rank, token, token + rank / 2, end_s=token + rank / 2 + 0.5)
+        for token in range(3)
+        for rank in (0, 1)
+    ]
+    picture = tmp_path / "x.svg"
+    panels = [Panel(title=title, spans=spans) for title, spans in
+              (("slower", TURNS), ("faster", faster))]  # fmt: skip
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw(panels, tokens, picture)
+    texts = re.findall(r"<text[^>]*>(\d+)</text>", picture.read_text())
+    below_the_axis = {"0"}
+    assert set(texts) & {"0", "1", "2"} - below_the_axis == {
+        str(token) for token in tokens if token
+    }
 
 
 def test_all_layers_of_one_micro_batch_and_token_are_one_stretch() -> None:
@@ -114,6 +135,21 @@ def test_traced_cases_are_listed_with_their_idle_shares(tmp_path: Path) -> None:
     assert CASE.case_id in shown
     assert "50.0%" in shown
     assert "25.0%" in shown
+
+
+def test_a_narrow_terminal_shows_the_whole_path_of_a_trace(tmp_path: Path) -> None:
+    study = a_traced_study(tmp_path)
+    trace_file = study.attempts(CASE.case_id)[-1].trace_file
+    columns = ("case", "idle", "files")
+    row = [Text(CASE.case_id), Text("50.0%"), Text(str(trace_file))]
+    assert not fits(columns, [row], 60)
+    console = Console(width=60, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(listing(columns, [row], below=0))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "50.0%" in lines[1]
+    assert str(trace_file) in "".join(line.strip() for line in lines[2:])
 
 
 def test_a_heat_map_is_drawn_from_the_trace_files(tmp_path: Path) -> None:

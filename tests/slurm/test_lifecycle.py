@@ -84,7 +84,7 @@ def test_a_dry_run_shows_the_script_and_asks_slurm_but_submits_nothing(
     done = site.box.submit("--test-only")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("#SBATCH --array=0-1%2") == 2
-    assert done.stdout.count("would be taken: Job") == 2
+    assert done.stdout.count("Slurm would accept it: Job") == 2
     assert site.queue() == []
     assert not (site.box.results / "quick").exists()
 
