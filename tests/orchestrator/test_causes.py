@@ -269,15 +269,16 @@ def test_a_log_of_many_megabytes_is_read_at_both_ends(tmp_path: Path) -> None:
         assert find_cause(text).cause == "oom_gpu"
 
 
+@pytest.mark.alone
 def test_time_to_find_grows_with_the_log_and_not_faster() -> None:
     line = (
         "[rank0]:[rank0]:   File 'x.py', line 7, in some_function_of_torch: 1.0 2.0\n"
     )
 
     def seconds(lines: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         find_cause(line * lines)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
     assert seconds(32_000) < 30 * seconds(4_000)

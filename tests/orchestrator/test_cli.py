@@ -3,10 +3,10 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,13 +63,20 @@ def test_help_names_the_verbs_and_loads_nothing_heavy() -> None:
     assert not {"torch", "numpy", "pandas", "pydantic", "rich", "yaml"} & set(loaded)
 
 
+def children_s() -> float:
+    """Processor time of all children that ended: it passes no faster on a busy machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.alone
 def test_help_takes_at_most_three_times_the_import_of_click() -> None:
     def best_s(command: list[str]) -> float:
         took = []
         for _ in range(7):
-            began = time.perf_counter()
+            began = children_s()
             subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
-            took.append(time.perf_counter() - began)
+            took.append(children_s() - began)
         return min(took)
 
     click_s = best_s([sys.executable, "-c", "import click"])
