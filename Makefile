@@ -15,11 +15,11 @@ help: ## show the targets
 # without python3-venv a folder without pip is left behind, and uv makes such ones.
 define environment
 	@$(1)/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
-	test ! -e $(1) || echo '$(1) has no usable pip: it is made anew'; \
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'orch needs Python 3.11 or newer; name one: make PYTHON=python3.13 …' >&2; exit 2; }; \
 	$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
 		echo '$(PYTHON) cannot make environments: apt install python3-venv' >&2; exit 2; }; \
+	test ! -e $(1) || echo '$(1) has no usable pip: it is made anew'; \
 	$(PYTHON) -m venv --clear $(1); }
 endef
 

@@ -207,6 +207,25 @@ def test_a_node_that_finds_the_meeting_place_closed_is_not_the_root() -> None:
     assert find_cause(raised, exit_code=1).cause == "launch"
 
 
+QUOTED = """\
+[rank1]:[rank1]: Traceback (most recent call last):
+[rank1]:[rank1]:   File "api.py", line 137, in meet
+[rank0]:[rank0]: Traceback (most recent call last):
+[rank1]:[rank1]:     raise RendezvousConnectionError(
+[rank1]:[rank1]:     ...<2 lines>...
+[rank1]:[rank1]:         "CUDA out of memory. Tried to allocate"
+[rank0]:[rank0]:   File "<frozen runpy>", line 198, in run
+[rank1]:[rank1]: KeyError: 'layers.3'
+"""
+
+
+def test_source_that_a_traceback_quotes_is_no_evidence() -> None:
+    finding = find_cause(QUOTED, exit_code=1)
+    assert (finding.cause, finding.evidence[0]) == ("unknown", OWN_ERROR)
+    for said in (OOM_LINE, f"[rank0]:[rank0]: {OOM_LINE}"):
+        assert find_cause(f"{QUOTED}{said}\n", exit_code=1).cause == "oom_gpu"
+
+
 OWN_ERROR = "[rank1]:[rank1]: KeyError: 'layers.3'"
 
 
