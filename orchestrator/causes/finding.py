@@ -97,7 +97,7 @@ def find_cause(
         exit_code: of the process that started them; negative for a signal, as in subprocess.
         oom_kills: processes that the kernel killed meanwhile for want of host memory.
     """
-    text = log_text.replace("\r", "\n")  # progress bars
+    text = _without_source(log_text.replace("\r", "\n"))  # progress bars
     nearness, match, signature = _nearest(text)
     if oom_kills and nearness > ROOT:
         return _oom_kill(oom_kills)
@@ -108,6 +108,29 @@ def find_cause(
     return Finding(
         signature.cause, _distinct(evidence), signature.remedy, signature.retryable
     )
+
+
+_LINE = re.compile(
+    signatures.PREFIX + r"(?P<indent> *)(?P<frame>File \"[^\"\n]+\", line)?"
+)
+
+
+def _without_source(text: str) -> str:
+    """The log without the lines that tracebacks quote: they name errors that may not have been."""
+    kept: list[str] = []
+    frames: dict[
+        str, int
+    ] = {}  # what a rank's lines begin with → its last frame's indent
+    for line in text.split("\n"):
+        found = _LINE.match(line)
+        assert found, "it matches any line"
+        rank, indent = line[: found.start("indent")], len(found["indent"])
+        if indent <= frames.get(rank, indent):
+            kept.append(line)
+            frames.pop(rank, None)
+            if found["frame"]:
+                frames[rank] = indent
+    return "\n".join(kept)
 
 
 def _nearest(text: str) -> tuple[int, re.Match[str] | None, Signature | None]:

@@ -35,7 +35,7 @@ def _lines(
 
 
 # What torchrun, srun and torch's own hook write before a line of a rank.
-_PREFIX = r"^(?:\d+: *)?(?:\[[^\]\n]{1,30}\]:? ?)*"
+PREFIX = r"^(?:\d+: *)?(?:\[[^\]\n]{1,30}\]:? ?)*"
 
 GPU_MEMORY = (
     "needs more GPU memory than there is: take more GPUs, a smaller batch, fewer tokens, a "
@@ -149,6 +149,12 @@ SIGNATURES: tuple[Signature, ...] = (
     ),
     # ---- ranks find one another
     *_lines(
+        "launch", False,
+        "this torch was built without libuv: put USE_LIBUV=0 in the profile's `environment`, or "
+        "install torch from PyPI",
+        r"use_libuv was requested but PyTorch was built without libuv",
+    ),
+    *_lines(
         "launch", True, "another process has the port: run it again, a free one is taken",
         r"errno: 98 - Address already in use",
         r"EADDRINUSE",
@@ -225,7 +231,7 @@ SIGNATURES: tuple[Signature, ...] = (
     # ---- a process was killed
     *_lines(
         "unknown", True, KILLED,
-        _PREFIX + r"Killed$",
+        PREFIX + r"Killed$",
         r"task [\d,-]+: Killed",
         r"exitcode ?\s*: -9\b",
         r"Signal 9 \(SIGKILL\)",

@@ -50,7 +50,10 @@ def supervise(folder: Path, script: str, **options: Any) -> "subprocess.Popen[st
 
 
 def ending_of(supervisor: "subprocess.Popen[str]") -> dict[str, Any]:
-    text, _ = supervisor.communicate(timeout=60)
+    try:
+        text, _ = supervisor.communicate(timeout=60)
+    finally:
+        supervisor.kill()  # nothing, where it ended
     ending = json.loads(text)
     assert isinstance(ending, dict)
     return ending

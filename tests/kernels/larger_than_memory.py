@@ -1,8 +1,9 @@
 """A model of four times the memory budget, in a process of its own: prints the ids as JSON.
 
-Usage: python larger_than_memory.py single | zero-offload BUDGET_BYTES
+Usage: python larger_than_memory.py LAYERS single | zero-offload BUDGET_BYTES
 """
 
+import dataclasses
 import json
 import sys
 
@@ -16,20 +17,26 @@ from kernels.weights import RandomWeights
 from kernels.world import World
 
 SHAPE = ModelShape(
-    dim=768, n_layers=62, n_heads=12, n_kv_heads=6, ffn_dim=2048, vocab_size=4000
+    dim=768, n_layers=1, n_heads=12, n_kv_heads=6, ffn_dim=2048, vocab_size=4000
 )
 
 
-def main(name: str, budget_bytes: int) -> None:
+def shape_of(layers: int) -> ModelShape:
+    """The model of so many layers."""
+    return dataclasses.replace(SHAPE, n_layers=layers)
+
+
+def main(layers: int, name: str, budget_bytes: int) -> None:
     torch.set_num_threads(1)
+    shape = shape_of(layers)
     options = {"source": "disk", "memory_budget_bytes": budget_bytes}
     strategy = Strategy(names=(name,), **(options if name == "zero-offload" else {}))
-    weights = RandomWeights(SHAPE, 0, torch.float32)
-    engine = spread(SHAPE, strategy, World(), torch.float32, weights)
+    weights = RandomWeights(shape, 0, torch.float32)
+    engine = spread(shape, strategy, World(), torch.float32, weights)
     ids = engine.generate(Batch.of([[1, 2, 3], [4]]), Generation(new_tokens=3))
     engine.close()
     print(json.dumps(ids.tolist()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)

@@ -25,6 +25,7 @@ def test_nothing_is_noted_where_nobody_watches() -> None:
     assert OFF.spans() == []
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stages", [2, 4])
 @pytest.mark.parametrize("schedule", ["gpipe", "async"])
 @pytest.mark.parametrize("micro_batches", range(1, 9))

@@ -77,6 +77,7 @@ def test_help_names_the_verbs_and_loads_nothing_heavy() -> None:
     assert not {"torch", "numpy", "pandas", "pydantic", "rich", "yaml"} & set(loaded)
 
 
+@pytest.mark.alone
 def test_help_takes_at_most_three_times_the_import_of_click() -> None:
     assert median_ratio(rounds=7) <= 3
 

@@ -67,7 +67,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(sandbox: Sandbox) -> None:
     wait_until(lambda: sandbox.starts() or process.poll() is not None, "it runs")
     assert process.poll() is None, process.communicate()[1].decode()
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate()[1].decode()
+    said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130
     assert "the jobs go on" in said
     wait_until(lambda: len(sandbox.records()) == 4, "all cases have their records")

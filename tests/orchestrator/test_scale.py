@@ -4,6 +4,8 @@ tests/benchmarks/read_curve.py."""
 import time
 from pathlib import Path
 
+import pytest
+
 from orchestrator.submission.job_states import study_statuses
 from orchestrator.tables.columns import long_row
 from tests.orchestrator.made import big_study
@@ -20,5 +22,6 @@ def cpu_s(results: Path, number: int) -> float:
     return min(took)
 
 
+@pytest.mark.alone
 def test_four_times_the_cases_take_about_four_times_as_long(tmp_path: Path) -> None:
     assert cpu_s(tmp_path, 1200) < 8 * cpu_s(tmp_path, 300)

@@ -14,11 +14,13 @@ from tests.orchestrator.sandbox import make_sandbox
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test of this folder needs a real Slurm."""
+    """Mark the tests of this folder, and by which cluster they need."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.slurm)
+            if "without_accounting" not in item.name:
+                item.add_marker(pytest.mark.accounting)
 
 
 def demand_slurm() -> None:

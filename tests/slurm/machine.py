@@ -1,10 +1,12 @@
 """What the virtual cluster needs of this machine: rights, packages, ports."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 COMMANDS = {"sbatch": "slurm-client", "slurmctld": "slurmctld", "slurmd": "slurmd",
@@ -36,13 +38,19 @@ def why_not() -> str | None:
 
 def install(commands: dict[str, str]) -> None:
     """Install the Debian packages of the commands that are missing, asking nothing."""
-    missing = {
-        package
-        for command, package in commands.items()
-        if shutil.which(command, path=PATH) is None
-    }
-    if not missing:
-        return
+    lock = Path(tempfile.gettempdir()) / "virtual-slurm-install.lock"
+    with lock.open("w") as file:  # several runs of the tests may start at once
+        fcntl.flock(file, fcntl.LOCK_EX)
+        missing = {
+            package
+            for command, package in commands.items()
+            if shutil.which(command, path=PATH) is None
+        }
+        if missing:
+            _apt_get(sorted(missing))
+
+
+def _apt_get(packages: list[str]) -> None:
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
     if ours:  # the packages shall not start their services
@@ -57,7 +65,7 @@ def install(commands: dict[str, str]) -> None:
         "-oDPkg::Lock::Timeout=300",
     ]
     try:
-        for command in ([*get, "update"], [*get, "install", *sorted(missing)]):
+        for command in ([*get, "update"], [*get, "install", *packages]):
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True
             )

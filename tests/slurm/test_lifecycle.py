@@ -208,6 +208,7 @@ def _study_of(folder: Path, count: int) -> tuple[Study, list[Case]]:
     return study, cases
 
 
+@pytest.mark.alone
 def test_a_thousand_cases_go_out_by_one_sbatch_nearly_as_fast_as_submitits_own(
     slurm: VirtualSlurm, tmp_path: Path
 ) -> None:
