@@ -195,8 +195,8 @@ class VirtualSlurm:
 
     def start_daemon(self, name: str) -> None:
         """Start slurmctld, slurmdbd or a node."""
+        hosts = str(self.folder / "etc/hosts")
         if name in self.nodes:
-            hosts = str(self.folder / "etc/hosts")
             unshare = [
                 "unshare",
                 "--uts",
@@ -207,6 +207,9 @@ class VirtualSlurm:
             ]
             self._spawn(name, *unshare, "sh", "-c", BOOT, "sh", name, hosts,
                         "slurmd", "-D", "-N", name)  # fmt: skip
+        elif name == "slurmctld":  # since 24.11 it looks the nodes' names up
+            self._spawn(name, "unshare", "--mount", "sh", "-c",
+                        'mount --bind "$1" /etc/hosts; exec slurmctld -D', "sh", hosts)  # fmt: skip
         else:
             self._spawn(name, name, "-D")
 
@@ -290,6 +293,9 @@ class VirtualSlurm:
                     "--performance-schema=OFF", "--innodb-buffer-pool-size=64M",
                     "--innodb-lock-wait-timeout=900", *SMALL_DATABASE)  # fmt: skip
         self.wait((run / "database.sock").exists, "mariadbd")
+        # slurmdbd creates it by itself, but not with MariaDB 11.8.
+        self.command("mariadb", "--no-defaults", f"--socket={run}/database.sock",
+                     "-e", "CREATE DATABASE IF NOT EXISTS slurm_acct_db")  # fmt: skip
         self.start_daemon("slurmdbd")
         self.wait(lambda: self._says("sacctmgr", "-n", "show", "cluster"), "slurmdbd")
         for words in ACCOUNTS:
