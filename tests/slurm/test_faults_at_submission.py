@@ -1,8 +1,8 @@
 """What can break while jobs are handed over: nothing is lost, nothing is submitted twice."""
 
-import subprocess
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from site_of_tests import Site
 
@@ -160,6 +160,12 @@ def test_a_submit_limit_in_the_middle_keeps_what_was_taken(
 
 
 def test_the_submission_leaves_no_process_behind(accounted_site: Site) -> None:
+    conf = accounted_site.slurm.environment["SLURM_CONF"]
     accounted_site.box.submit()
-    left = subprocess.run(["ps", "ax", "-o", "args"], capture_output=True, text=True)
-    assert not [line for line in left.stdout.splitlines() if line.startswith("sbatch")]
+    running = psutil.process_iter(["name", "environ"])
+    assert [
+        each.info["name"]
+        for each in running
+        if (each.info["environ"] or {}).get("SLURM_CONF") == conf
+        and each.info["name"] in ("sbatch", "timeout", "python")
+    ] == []

@@ -1,5 +1,6 @@
 """The virtual cluster itself: what the other tests here build on."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -32,11 +33,12 @@ def test_a_crashed_node_takes_its_processes_with_it_and_comes_back(
     slurm: VirtualSlurm, tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "marker"
+    long = f"sleep {10**6 + os.getpid()}"
     slurm.command("sbatch", "-w", "node2", "--no-requeue", "-o", "/dev/null", "--wrap",
-                  f"touch {pid_file}; exec sleep 97531")  # fmt: skip
+                  f"touch {pid_file}; exec {long}")  # fmt: skip
     slurm.wait(pid_file.exists, "the job to run")
     slurm.kill("node2")
     running = subprocess.run(["ps", "ax", "-o", "args"], capture_output=True, text=True)
-    assert "sleep 97531" not in running.stdout
+    assert long not in running.stdout
     slurm.repair()
     assert slurm.idle() == set(slurm.nodes)
