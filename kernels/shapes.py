@@ -7,6 +7,9 @@ The names are Meta's (`layers.0.attention.wq.weight`), whatever format a checkpo
 from dataclasses import dataclass
 from typing import Any
 
+_PYDANTIC = {"strict": True, "extra": "forbid"}
+"""How pydantic, which nothing here imports, validates these classes where files hold them."""
+
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -17,6 +20,8 @@ class ShapeError(ValueError):
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """Llama-3.1's stretching of the rotary wavelengths (`rope_type: llama3`)."""
+
+    __pydantic_config__ = _PYDANTIC
 
     factor: float
     low_freq_factor: float = 1.0
@@ -48,6 +53,8 @@ _COUNTS = (
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """The numbers that fix every tensor of a Llama-family model. Global, never per shard."""
+
+    __pydantic_config__ = _PYDANTIC
 
     dim: int
     n_layers: int

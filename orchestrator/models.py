@@ -18,7 +18,7 @@ _SENTENCEPIECE = b"\n"
 
 
 def local_path(text: str) -> Path:
-    """The path that a grid means: $VARIABLES and ~ expanded, relative to the checkout.
+    """Expand $VARIABLES and ~ in a path of a grid; it is relative to the checkout.
 
     Raises:
         InputError: it names a variable that is not set here.
@@ -32,7 +32,7 @@ def local_path(text: str) -> Path:
 
 
 def shape_of(case: Case) -> ModelShape:
-    """The shape of the case's model.
+    """The shape of the case's model. Who has the case's grid takes `Grid.shapes`.
 
     A checkpoint that is not on this machine has the shape that its name is known for.
 
@@ -41,10 +41,12 @@ def shape_of(case: Case) -> ModelShape:
     """
     if case.random is not None:
         return case.random
-    if case.path is None:
-        return _known(case.model)
-    if case.model in KNOWN and not is_here(case.path):
+    if case.model in KNOWN and (case.path is None or not is_here(case.path)):
         return KNOWN[case.model]
+    if case.path is None:
+        raise InputError(
+            f"no model {case.model!r} is known; {nearest(case.model, KNOWN)}"
+        )
     return checkpoint_shape(local_path(case.path))
 
 
@@ -56,26 +58,20 @@ def is_here(path: str) -> bool:
         return False
 
 
-def _known(name: str) -> ModelShape:
-    if name not in KNOWN:
-        raise InputError(f"no model {name!r} is known; {nearest(name, KNOWN)}")
-    return KNOWN[name]
-
-
 def checkpoint_shape(folder: Path) -> ModelShape:
-    """The shape that the checkpoint's own files give.
+    """Read the shape from the checkpoint's own files, once while they do not change.
 
     Raises:
         InputError: no folder, no weights in it, or a configuration that describes no Llama.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; mend the model's path")
+        raise InputError(f"there is no folder {folder}; correct the model's path")
     config = _config_file(folder)
-    return _shape(folder, config.stat().st_mtime_ns if config else 0)
+    return _read_once(folder, config.stat().st_mtime_ns if config else 0)
 
 
 @cache
-def _shape(folder: Path, _changed_ns: int) -> ModelShape:
+def _read_once(folder: Path, _changed_ns: int) -> ModelShape:
     try:
         shape = read_shape(folder, _vocab_size(folder))
     except ShapeError as error:
@@ -86,7 +82,7 @@ def _shape(folder: Path, _changed_ns: int) -> ModelShape:
         ) from error
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise InputError(
-            f"{folder} holds no weights ({' or '.join(_WEIGHTS)}); mend the model's path"
+            f"{folder} holds no weights ({' or '.join(_WEIGHTS)}); correct the model's path"
         )
     return shape
 
@@ -104,9 +100,9 @@ def tokenizer_file(folder: Path) -> Path | None:
 
 
 def _vocab_size(folder: Path) -> int | None:
-    # Llama-2's params.json says -1: ask the tokenizer.
+    # Llama-2's params.json has -1: the tokenizer knows.
     config = _config_file(folder)
-    if config is None or config.name != "params.json" or _says_vocab(config):
+    if config is None or config.name != "params.json" or _has_vocab_size(config):
         return None
     file = tokenizer_file(folder)
     if file is None:
@@ -117,12 +113,12 @@ def _vocab_size(folder: Path) -> int | None:
     return _pieces(file)
 
 
-def _says_vocab(config: Path) -> bool:
+def _has_vocab_size(config: Path) -> bool:
     try:
-        said = json.loads(config.read_text(encoding="utf-8")).get("vocab_size", -1)
+        size = json.loads(config.read_text(encoding="utf-8")).get("vocab_size", -1)
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError):
-        return True  # read_shape says what is wrong with the file
-    return isinstance(said, int) and said > 0
+        return True  # read_shape tells what is wrong with the file
+    return isinstance(size, int) and size > 0
 
 
 def _pieces(file: Path) -> int:

@@ -2,7 +2,7 @@
 
 import re
 
-_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _BYTES = {
     "MB": 10**6,
     "GB": 10**9,
@@ -15,12 +15,13 @@ _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 
 
 def seconds(text: str) -> int:
-    """Whole seconds of `30min`, `4 h` or `1.5 d`.
+    """Whole seconds of `30min`, `4 h`, `1.5 d`, or of Slurm's own `1-02:00:00`.
 
     Raises:
-        ValueError: no number with a unit that is known.
+        ValueError: neither.
     """
-    return _quantity(text, _SECONDS, "30min")
+    as_slurm = slurm_seconds(text)
+    return as_slurm if as_slurm is not None else _quantity(text, _SECONDS, "30min")
 
 
 def num_bytes(text: str) -> int:

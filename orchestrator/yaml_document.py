@@ -1,8 +1,9 @@
-"""YAML that remembers where each value stands, so that an error names its file, line and column.
+"""YAML that remembers the place of each value, so that an error names its file, line and column.
 
 Read by PyYAML's safe loader. Refused: duplicate keys, keys that are not text, tags, values that
 contain themselves, and files that unfold to more than `MAX_VALUES` values (anchors and aliases
-can make ten lines into gigabytes). Numbers like 1e-5 are numbers, as in YAML 1.2.
+can make ten lines into gigabytes). Numbers are those of YAML 1.2: 1e-5 is one; 016 and 1:20, which
+YAML 1.1 reads as 14 and 80, are text.
 """
 
 import re
@@ -20,22 +21,29 @@ Loc = tuple[str | int, ...]
 """Keys and list indices from the top of the file to a value."""
 
 _TAG = "tag:yaml.org,2002:"
+_NUMBERS = {
+    _TAG + "int": r"[-+]?(0|[1-9][0-9_]*)$",
+    _TAG + "float": r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    r"|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$",
+}
 _PLAIN = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader; composed into nodes only, never constructed by it."""
 
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [each for each in resolvers if each[0] not in _NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
-_Loader.add_implicit_resolver(
-    _TAG + "float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+
+for _name, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_name, re.compile(_pattern), list("-+.0123456789"))
 
 
 class Document:
-    """A file's values, where each stands, and what was found wrong with them."""
+    """A file's values, the place of each, and the problems found in them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,17 +54,13 @@ class Document:
         self._problems: dict[tuple[int, int, str], None] = {}
 
     def mark(self, loc: Loc, value: yaml.Mark, key: yaml.Mark | None = None) -> None:
-        """Remember where the value at `loc`, and its key, stand."""
+        """Remember the place of the value at `loc` and of its key."""
         self._values[loc] = value
         if key is not None:
             self._keys[loc] = key
 
-    def has(self, loc: Loc) -> bool:
-        """Whether the file has a value there, even one that was refused."""
-        return loc in self._values
-
     def problem(self, loc: Loc, message: str, *, at_key: bool = False) -> None:
-        """Note what is wrong with the value at `loc`, or with the nearest one above it."""
+        """Note a problem of the value at `loc`, or of the nearest one above it."""
         marks = self._keys if at_key else self._values
         while loc and loc not in marks:
             loc, marks = loc[:-1], self._values
@@ -66,11 +70,11 @@ class Document:
 
     @property
     def is_sound(self) -> bool:
-        """Whether no problem was noted yet."""
+        """Whether no problem is noted yet."""
         return not self._problems
 
     def raise_problems(self) -> None:
-        """InputError with every problem, one a line, in the order of the file."""
+        """Raise an InputError with every problem, one a line, in the order of the file."""
         if self._problems:
             lines = [
                 f"{self.name}:{line}:{column}: {message}"
@@ -80,7 +84,7 @@ class Document:
 
 
 def read_marked(file: Path) -> Document:
-    """The file's values with their places; problems found on the way are noted in it.
+    """Read the file's values with their places; what is wrong with some is noted, not raised.
 
     Raises:
         InputError: nothing can be read: no such file, not UTF-8, not YAML, too large.

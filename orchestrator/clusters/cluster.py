@@ -7,8 +7,7 @@ it changes a little. Nothing here asks Slurm; `orchestrator.clusters.detect` fin
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 
 from orchestrator.case import Case
 from orchestrator.checkout import ROOT
@@ -23,9 +22,18 @@ from orchestrator.clusters.parts import (
     Strict,
 )
 from orchestrator.errors import InputError, nearest
+from orchestrator.schema_errors import validated
 from orchestrator.yaml_document import Document, read_marked
 
 PROFILES = ROOT / "jobs" / "clusters"
+_SYNONYMS = {
+    "base": "extends",
+    "host_mem": "host_memory",
+    "mem": "host_memory",
+    "modules": "setup",
+    "time": "case_time",
+}
+"""Key that people try → the one that is meant."""
 
 
 class Cluster(BaseModel):
@@ -172,15 +180,8 @@ def load_cluster(name: str | Path, changes: dict[str, Any] | None = None) -> Clu
         InputError: there is none, or it says something that cannot be right.
     """
     document = read_marked(_file(name))
-    described = _merged(_whole(document, ()), changes or {})
-    try:
-        return Cluster.model_validate(described)
-    except ValidationError as error:
-        for found in error.errors():
-            path = tuple(found["loc"])
-            document.problem(path, _explain(found), at_key=True)
-        document.raise_problems()
-        raise
+    described = _merged(_with_bases(document, ()), changes or {})
+    return validated(Cluster, described, document, json_schema, _SYNONYMS)
 
 
 def _file(name: str | Path) -> Path:
@@ -194,8 +195,8 @@ def _file(name: str | Path) -> Path:
     return PROFILES / f"{text}.yaml"
 
 
-def _whole(document: Document, via: tuple[Path, ...]) -> dict[str, Any]:
-    """What the profile says together with those that it extends."""
+def _with_bases(document: Document, via: tuple[Path, ...]) -> dict[str, Any]:
+    """The profile's values over those of the profiles that it extends."""
     file = Path(document.name)
     if not isinstance(document.data, dict):
         document.problem((), "a profile must be a mapping of names to values")
@@ -216,7 +217,7 @@ def _whole(document: Document, via: tuple[Path, ...]) -> dict[str, Any]:
             ("extends",), f"{base!r} leads back to this profile; take one away"
         )
         document.raise_problems()
-    return _merged(_whole(read_marked(target), (*via, file)), document.data)
+    return _merged(_with_bases(read_marked(target), (*via, file)), document.data)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -227,29 +228,6 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             value = _merged(old, value)
         merged[key] = value
     return merged
-
-
-def _explain(found: ErrorDetails) -> str:
-    path = tuple(found["loc"])
-    where = ".".join(map(str, path)) or "profile"
-    said = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        said = f"no such key; {nearest(str(path[-1]), _keys_beside(path))}"
-    elif found["type"] not in ("value_error", "missing"):
-        said = f"{said}, got {found['input']!r}"
-    return f"{where}: {said}"
-
-
-def _keys_beside(path: tuple[int | str, ...]) -> list[str]:
-    places: dict[str, type[BaseModel]] = {
-        "devices": Device, "routes": Route, "mail": Mail,
-        "rendezvous": Rendezvous, "detect": Detect,
-    }  # fmt: skip
-    model = places.get(str(path[0]), Cluster) if len(path) > 1 else Cluster
-    fields = model.model_fields.items()
-    return [field.alias or name for name, field in fields] + (
-        ["extends"] if model is Cluster else []
-    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,46 +1,41 @@
-"""What a cluster profile is made of: devices, routes and small things."""
+"""The parts of a cluster profile: devices, routes, mail, rendezvous, how the site is detected."""
 
 import fnmatch
 from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PositiveInt,
+    WithJsonSchema,
 )
 
-from orchestrator.units import num_bytes, seconds
-
-
-def _one_line(text: str) -> str:
-    if any(ord(letter) < 32 for letter in text):
-        raise ValueError(f"must be one line, got {text!r}")
-    return text
+from orchestrator.schema_errors import LINE
+from orchestrator.units import seconds
 
 
 def _in_seconds(value: Any) -> Any:
     return seconds(value) if isinstance(value, str) else value
 
 
-def _in_bytes(value: Any) -> Any:
-    return num_bytes(value) if isinstance(value, str) else value
-
-
-Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+Line = Annotated[str, Field(pattern=LINE)]
 Duration = Annotated[
     PositiveInt,
-    BeforeValidator(_in_seconds, json_schema_input_type=str),
+    BeforeValidator(_in_seconds, json_schema_input_type=str | int),
 ]
-"""Seconds; a profile writes `30min`, `4h`, `7d`."""
-Size = Annotated[PositiveInt, BeforeValidator(_in_bytes, json_schema_input_type=str)]
+"""Seconds; a profile writes `30min`, `4h`, `7d`, or as Slurm does `1-00:00:00`."""
+# At least a MiB: pydantic reads "1,5 GiB" as one byte.
+Size = Annotated[
+    ByteSize, Field(ge=2**20), WithJsonSchema({"type": ["string", "integer"]})
+]
 """Bytes; a profile writes `79GiB`."""
 
 
 class Strict(BaseModel):
-    """Frozen; a key it does not know is an error."""
+    """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -66,7 +61,7 @@ class Device(Strict):
 
 
 class Route(Strict):
-    """A partition and QOS, and what may go there. The first that fits a job is taken."""
+    """A partition and QOS, and which jobs may go there. The first that fits a job is taken."""
 
     partition: Line | None = None
     qos: Line | None = None
@@ -81,7 +76,7 @@ class Route(Strict):
 
 
 class Mail(Strict):
-    """Who is told of what."""
+    """Whom Slurm mails, and about which events."""
 
     user: Line
     events: list[Line] = ["END", "FAIL"]
@@ -97,7 +92,7 @@ class Rendezvous(Strict):
 
 
 class Detect(Strict):
-    """Marks of the site; any one suffices. Patterns as of a shell."""
+    """How the site is detected: any one match suffices. Patterns as in a shell."""
 
     cluster_names: list[str] = []
     """Slurm's ClusterName."""
@@ -108,7 +103,7 @@ class Detect(Strict):
     def matches(
         self, cluster_name: str | None, environment: dict[str, str], host: str
     ) -> bool:
-        """Whether these are the marks of this site."""
+        """Whether this environment is the site's."""
         return (
             cluster_name in self.cluster_names
             or any(fnmatch.fnmatch(host, pattern) for pattern in self.hosts)

@@ -1,7 +1,7 @@
-"""From a point of the grid to a Case, or why there can be none.
+"""Turn a point of the grid into a Case, or say why there can be none.
 
 Every rule that joins several fields stands here: the model must be there, the strategy must fit
-it and the GPUs, prompts and new tokens its context. What is wrong is noted with the way out.
+it and the GPUs, prompts and new tokens its context. Each problem is noted with the way out.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,6 @@ from kernels.placement import Strategy, impossible
 from kernels.shapes import KNOWN, ModelShape
 from orchestrator.case import Case
 from orchestrator.errors import InputError, nearest
-from orchestrator.grids.check import dotted
 from orchestrator.grids.points import Point
 from orchestrator.grids.schema import FIELDS, GridFile, ModelEntry
 from orchestrator.grids.strategies import StrategyError
@@ -24,6 +23,7 @@ from orchestrator.models import (
     local_path,
     tokenizer_file,
 )
+from orchestrator.schema_errors import dotted
 from orchestrator.yaml_document import Document
 
 ALPACA = "jobs/prompts/alpaca-sample.json"
@@ -39,7 +39,7 @@ class _Model:
 
 
 class CaseMaker:
-    """Makes the cases of one grid; each distinct thing is looked at once."""
+    """Makes the cases of one grid; each model and prompts file is looked at once."""
 
     def __init__(self, grid: GridFile, document: Document, *, dry_run: bool) -> None:
         self._grid = grid
@@ -50,10 +50,15 @@ class CaseMaker:
         self._spreads: dict[tuple[int, int, int], Strategy | None] = {}
         self._fits: dict[tuple[int, Strategy], list[str]] = {}
         self.notes: dict[str, None] = {}
-        """What a person should know though it is no mistake."""
+        """What a person should know, though it is no error."""
+
+    @property
+    def shapes(self) -> dict[str, ModelShape]:
+        """Model → its shape, of the cases made so far."""
+        return {name: model.shape for name, model in self._models.items() if model}
 
     def case(self, point: Point) -> Case | None:
-        """The case of that point; None where something is wrong with it, which is then noted."""
+        """The case of that point; None where it cannot be, and then the document has why."""
         model = self._model(point)
         strategy = self._strategy(point)
         if model is None or strategy is None:
@@ -70,7 +75,7 @@ class CaseMaker:
         return Case(**(values | own | model.source))
 
     def _refuse(self, point: Point, at: str, rule: str, names: Iterable[str]) -> None:
-        """Note what is wrong with the value of field `at`; `names` are those to exclude by."""
+        """Note which rule field `at` breaks; `names` are the fields to exclude it by."""
         if any(value.loc[:1] == ("include",) for value in point.values()):
             out = "or take it out of include"
         else:
@@ -94,12 +99,10 @@ class CaseMaker:
                 self._document.problem(loc, f"{dotted(loc)}: {error}")
         return self._models[name]
 
-    def _find_model(self, name: str) -> _Model | None:
+    def _find_model(self, name: str) -> _Model:
         entry = self._grid.models.get(name)
         if entry is not None:
             return self._declared(name, entry)
-        if self._document.has(("models", name)):
-            return None  # its entry was refused already
         if name not in KNOWN:
             raise InputError(
                 f"unknown model {name!r}; {nearest(name, {*self._grid.models, *KNOWN})}"
@@ -112,21 +115,20 @@ class CaseMaker:
         return _Model(source={}, shape=KNOWN[name], has_tokenizer=True)
 
     def _declared(self, name: str, entry: ModelEntry) -> _Model:
-        shape = entry.shape()
-        if shape is not None:
-            source = {"random": shape, "model_seed": entry.seed}
-            return _Model(source=source, shape=shape, has_tokenizer=False)
+        if entry.random is not None:
+            source = {"random": entry.random, "model_seed": entry.seed}
+            return _Model(source=source, shape=entry.random, has_tokenizer=False)
         assert entry.path is not None
-        source = {"path": entry.path}
+        from_path = {"path": entry.path}
         if self._dry_run and name in KNOWN and not is_here(entry.path):
             self.notes[
                 f"{name}: no checkpoint {entry.path} here; its shape is known"
             ] = None
-            return _Model(source=source, shape=KNOWN[name], has_tokenizer=True)
+            return _Model(source=from_path, shape=KNOWN[name], has_tokenizer=True)
         folder = local_path(entry.path)
         shape = checkpoint_shape(folder)
         has_tokenizer = tokenizer_file(folder) is not None
-        return _Model(source=source, shape=shape, has_tokenizer=has_tokenizer)
+        return _Model(source=from_path, shape=shape, has_tokenizer=has_tokenizer)
 
     def _strategy(self, point: Point) -> Strategy | None:
         written, gpus = point["strategy"].value, point["gpus"].value
@@ -218,5 +220,5 @@ class CaseMaker:
                 self._prompts[prompts] = True
             else:
                 loc = point["prompts"].loc if "prompts" in point else ()
-                self._document.problem(loc, f"prompts: {what}; mend the path")
+                self._document.problem(loc, f"prompts: {what}; correct the path")
         return self._prompts[prompts]

@@ -4,17 +4,17 @@ The order is the file's: the first axis changes slowest, the last one fastest; z
 where the first of them stands; the cases of include come last and are not excluded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 from orchestrator.case import Case
-from orchestrator.grids.check import dotted
-from orchestrator.grids.patterns import patterns_of, subsets_of, without
+from orchestrator.grids.patterns import Pattern, patterns_of, refuse_idle
 from orchestrator.grids.points import Point, Value, lists_of
-from orchestrator.grids.schema import BAD, FIELDS, GridFile
+from orchestrator.grids.schema import FIELDS, GridFile
+from orchestrator.schema_errors import dotted
 from orchestrator.yaml_document import Document, Loc
 
 MAX_CASES = 100_000
@@ -41,26 +41,53 @@ def expand(grid: GridFile, document: Document) -> Points:
     """Every point of the grid; what is wrong with it is noted in the document."""
     axes = lists_of(grid.axes, document.data.get("axes"), ("axes",))
     base = _DEFAULTS | _fixed(grid, document, axes)
-    patterns = list(patterns_of(grid.exclude, document, ("exclude",)))
     points: list[Point] = []
     if axes or not grid.include:
         points = _product(base, axes, _groups(grid, axes, document), document)
-    kept = without(points, patterns, document)
-    for index, entry in enumerate(grid.include):
-        if entry is not BAD:
-            kept += _included(base, entry, index, document)
-    if not kept and document.is_sound:
+    included = [
+        point
+        for index, entry in enumerate(grid.include)
+        for point in _included(base, entry, index, document)
+    ]
+    # Where points are missing, a pattern cannot be blamed for matching none.
+    is_whole = document.is_sound
+    exclude = list(patterns_of(grid.exclude, document, ("exclude",)))
+    kept = [each for each in points if not _matches_any(exclude, each)] + included
+    subsets = {
+        name: list(patterns_of(entries, document, ("subsets", name)))
+        for name, entries in grid.subsets.items()
+    }
+    if is_whole:
+        refuse_idle(exclude, points, document)
+        _judge_what_is_left(kept, subsets, document)
+    return Points(
+        all=kept,
+        subsets={
+            name: [each for each in kept if _matches_any(patterns, each)]
+            for name, patterns in subsets.items()
+        },
+    )
+
+
+def _matches_any(patterns: list[Pattern], point: Point) -> bool:
+    return any(pattern.matches(point) for pattern in patterns)
+
+
+def _judge_what_is_left(
+    kept: list[Point], subsets: dict[str, list[Pattern]], document: Document
+) -> None:
+    if not kept:
         document.problem((), "no case is left: exclude takes all of them; leave one")
-    return Points(all=kept, subsets=dict(subsets_of(grid, kept, document)))
+        return
+    for patterns in subsets.values():
+        refuse_idle(patterns, kept, document)
 
 
 def _fixed(grid: GridFile, document: Document, axes: Iterable[str]) -> Point:
-    # None here although the file has some: something else in it could not be read.
-    raw = {} if grid.fixed is None else document.data["fixed"]
+    raw = document.data.get("fixed") or {}
     fixed = {
         name: Value(getattr(grid.fixed, name), ("fixed", name), raw[name])
         for name in raw
-        if name in FIELDS
     }
     for name in axes:
         if name in fixed:
@@ -81,71 +108,53 @@ def _fixed(grid: GridFile, document: Document, axes: Iterable[str]) -> Point:
 
 def _groups(
     grid: GridFile, axes: dict[str, list[Value]], document: Document
-) -> list[tuple[str, ...]]:
-    """The axes that move together, each alone where it is in no zip, in the order of the file."""
+) -> list[tuple[str, ...]] | None:
+    """The axes that move together, in the order of the file; None where a zip is wrong."""
     together: dict[str, tuple[str, ...]] = {}
+    is_whole = True
     for index, names in enumerate(grid.zip):
-        if names is BAD or not _can_zip(names, axes, together, document, index):
-            continue
+        for loc, wrong in _zip_problems(names, axes, together, ("zip", index)):
+            document.problem(loc, f"zip[{index}]: {wrong}")
+            is_whole = False
         group = tuple(name for name in axes if name in names)
         together |= dict.fromkeys(group, group)
+    if not is_whole:
+        return None  # its axes would unfold to cases that nobody asked for
     return list(dict.fromkeys(together.get(name, (name,)) for name in axes))
 
 
-def _can_zip(
-    names: list[str],
-    axes: dict[str, list[Value]],
-    taken: Iterable[str],
-    document: Document,
-    index: int,
-) -> bool:
-    wrong = ""
+def _zip_problems(
+    names: list[str], axes: dict[str, list[Value]], taken: Iterable[str], loc: Loc
+) -> Iterator[tuple[Loc, str]]:
     for at, name in enumerate(names):
         if name not in axes:
-            wrong = f"no axis {name!r}; axes here: {', '.join(axes) or 'none'}"
+            there = ", ".join(axes) or "none"
+            yield (*loc, at), f"no axis {name!r}; axes here: {there}"
         elif name in taken or name in names[:at]:
-            wrong = f"{name!r} is zipped already; keep one"
-        else:
-            continue
-        document.problem(("zip", index, at), f"zip[{index}]: {wrong}")
-    written = {name: document.data["axes"][name] for name in names if name in axes}
-    lengths = {
-        name: len(of) if isinstance(of, list) else 1 for name, of in written.items()
-    }
-    if not wrong and len(set(lengths.values())) > 1:
-        wrong = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        document.problem(
-            ("zip", index),
-            f"zip[{index}]: axes that move together need equally many values: {wrong}",
-        )
-    # a value that was taken out leaves its axis shorter
-    return not wrong and len({len(axes[name]) for name in names}) == 1
+            yield (*loc, at), f"{name!r} is zipped already; keep one"
+    lengths = {name: len(axes[name]) for name in names if name in axes}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        yield loc, f"axes that move together need equally many values: {said}"
 
 
 def _product(
     base: Point,
     axes: dict[str, list[Value]],
-    groups: list[tuple[str, ...]],
+    groups: list[tuple[str, ...]] | None,
     document: Document,
 ) -> list[Point]:
     missing = [name for name in _NEEDED if name not in base and name not in axes]
     for name in missing:
-        if _is_new(document, name, "axes"):
-            document.problem(
-                ("axes",),
-                f"{name} is missing: give it under axes or fixed",
-                at_key=True,
-            )
-    count = prod(len(axes[group[0]]) for group in groups)
-    if missing or _too_many(count, ("axes",), document):
+        document.problem(
+            ("axes",), f"{name} is missing: give it under axes or fixed", at_key=True
+        )
+    if groups is None or missing:
+        return []
+    if _too_many(prod(len(axes[group[0]]) for group in groups), ("axes",), document):
         return []
     steps = [_together(group, axes) for group in groups]
     return [_joined(base, chosen) for chosen in product(*steps)]
-
-
-def _is_new(document: Document, name: str, *loc: str | int) -> bool:
-    """Whether nothing was said yet of the value that `name` lacks: none was written."""
-    return not (document.has((*loc, name)) or document.has(("fixed", name)))
 
 
 def _together(group: tuple[str, ...], axes: dict[str, list[Value]]) -> list[Point]:
@@ -176,12 +185,10 @@ def _included(base: Point, entry: Any, index: int, document: Document) -> list[P
     lists = lists_of(entry, document.data["include"][index], loc)
     missing = [name for name in _NEEDED if name not in base and name not in lists]
     for name in missing:
-        if _is_new(document, name, *loc):
-            document.problem(
-                loc, f"{dotted(loc)}: {name} is missing: give it here or under fixed"
-            )
-    count = prod(len(values) for values in lists.values())
-    if missing or _too_many(count, loc, document):
+        document.problem(
+            loc, f"{dotted(loc)}: {name} is missing: give it here or under fixed"
+        )
+    if missing or _too_many(prod(map(len, lists.values())), loc, document):
         return []
-    steps = [[{name: value} for value in values] for name, values in lists.items()]
+    steps = [_together((name,), lists) for name in lists]
     return [_joined(base, chosen) for chosen in product(*steps)]

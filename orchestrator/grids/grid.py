@@ -6,21 +6,24 @@
     exclude  partial matches to leave out; include: further cases, never excluded
     fixed    values of all cases; subsets: names for partial matches, for --subset
 
-All mistakes of a file are told at once, each with its line, the nearest valid name and the way
-out. Keys and options: `orchestrator.grids.schema`, and jobs/grids/schema.json for editors.
+First the file's form is checked, and all schema errors are reported at once; then its meaning:
+every impossible case, missing checkpoint and idle pattern at once. Each error has its line, the
+nearest valid name and the way out. Keys and options: `orchestrator.grids.schema`, and
+jobs/grids/schema.json for editors.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.shapes import ModelShape
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import cluster_names
 from orchestrator.errors import InputError, nearest
 from orchestrator.grids.cases import CaseMaker
-from orchestrator.grids.check import check
 from orchestrator.grids.expand import Points, expand
 from orchestrator.grids.schema import GridFile, json_schema
+from orchestrator.schema_errors import validated
 from orchestrator.yaml_document import Document, read_marked
 
 __all__ = ["Grid", "json_schema", "load_grid"]
@@ -39,6 +42,8 @@ class Grid:
     """The file as it is."""
     notes: list[str]
     """What a person should be told though nothing is wrong, a line each."""
+    shapes: dict[str, ModelShape]
+    """Model → its shape, read once for all its cases."""
 
 
 def load_grid(file: Path, *, dry_run: bool = False, subset: str | None = None) -> Grid:
@@ -46,30 +51,42 @@ def load_grid(file: Path, *, dry_run: bool = False, subset: str | None = None) -
 
     Args:
         file: YAML.
-        dry_run: nothing will run: checkpoints that are not here are looked at as known shapes.
+        dry_run: nothing will run: a checkpoint that is not here has its name's known shape.
         subset: take only the cases of this named subset.
 
     Raises:
-        InputError: everything that is wrong with the file, a line each.
+        InputError: every schema error of the file, a line each; if there is none, every error of
+            what it means.
     """
     document = read_marked(file)
-    grid = check(document)
+    grid = _checked_form(document)
+    _check_subset(file, subset, grid)
     _check_cluster(grid, document)
     points = expand(grid, document)
-    chosen = points.all
-    if subset is not None and document.is_sound:
-        chosen = points.subsets[_subset_name(file, subset, points)]
+    chosen = points.all if subset is None else points.subsets[subset]
     maker = CaseMaker(grid, document, dry_run=dry_run)
     made = [case for point in chosen if (case := maker.case(point)) is not None]
     document.raise_problems()
-    cases, again = _folded(made)
+    cases, again = _without_repeats(made)
     return Grid(
         study=grid.study or _as_name(file.stem),
         cluster=grid.cluster,
         cases=cases,
         text=document.text,
         notes=[*maker.notes, *again, *_unused(grid, points)],
+        shapes=maker.shapes,
     )
+
+
+def _checked_form(document: Document) -> GridFile:
+    if not isinstance(document.data, dict):
+        found = "empty" if document.data is None else "no mapping"
+        document.problem(
+            (),
+            f"a grid is a mapping such as `axes: {{gpus: [1, 2]}}`, and this is {found}",
+        )
+        document.raise_problems()
+    return validated(GridFile, document.data, document, json_schema)
 
 
 def names_a_file(cluster: str) -> bool:
@@ -87,14 +104,12 @@ def _check_cluster(grid: GridFile, document: Document) -> None:
         )
 
 
-def _subset_name(file: Path, subset: str, points: Points) -> str:
-    if not points.subsets:
+def _check_subset(file: Path, subset: str | None, grid: GridFile) -> None:
+    if subset is None or subset in grid.subsets:
+        return
+    if not grid.subsets:
         raise InputError(f"{file} has no subsets; leave --subset out, or name some")
-    if subset not in points.subsets:
-        raise InputError(
-            f"no subset {subset!r} in {file}; {nearest(subset, points.subsets)}"
-        )
-    return subset
+    raise InputError(f"no subset {subset!r} in {file}; {nearest(subset, grid.subsets)}")
 
 
 def _as_name(stem: str) -> str:
@@ -102,7 +117,7 @@ def _as_name(stem: str) -> str:
     return name[:100] or "grid"
 
 
-def _folded(cases: list[Case]) -> tuple[list[Case], list[str]]:
+def _without_repeats(cases: list[Case]) -> tuple[list[Case], list[str]]:
     first: dict[str, Case] = {}
     twice: dict[str, None] = {}
     for case in cases:

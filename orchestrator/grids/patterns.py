@@ -5,13 +5,12 @@ strategy agrees where it is made of the same parts with every option that the pa
 A pattern that matches nothing is a mistake: it would silently change the study.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.grids.check import dotted
 from orchestrator.grids.points import Point, Value, lists_of
-from orchestrator.grids.schema import BAD, GridFile
+from orchestrator.schema_errors import dotted
 from orchestrator.yaml_document import Document, Loc
 
 
@@ -43,8 +42,6 @@ def patterns_of(entries: Any, document: Document, loc: Loc) -> Iterator[Pattern]
     for step in loc:
         raw = raw.get(step, {})
     for index, entry in enumerate(entries):
-        if entry is BAD:
-            continue
         alone = isinstance(raw, dict)
         place = loc if alone else (*loc, index)
         fields = lists_of(entry, raw if alone else raw[index], place)
@@ -57,56 +54,37 @@ def patterns_of(entries: Any, document: Document, loc: Loc) -> Iterator[Pattern]
             )
 
 
-def without(
-    points: list[Point], patterns: list[Pattern], document: Document
-) -> list[Point]:
-    """The points that no pattern matches; a pattern that matches none is noted."""
-    kept = points
+def refuse_idle(
+    patterns: Iterable[Pattern], points: list[Point], document: Document
+) -> None:
+    """Note each pattern that matches no point, with the value that is to blame."""
     for pattern in patterns:
-        _refuse_idle(points, pattern, document)
-        kept = [point for point in kept if not pattern.matches(point)]
-    return kept
+        if idle := _idle_values(pattern, points):
+            for name, value in idle:
+                _refuse_value(name, value, points, document)
+        elif not any(map(pattern.matches, points)):
+            document.problem(
+                pattern.loc,
+                f"{dotted(pattern.loc)} matches no case: each value occurs, but not "
+                f"together; correct it or take it out",
+            )
 
 
-def _refuse_idle(points: list[Point], pattern: Pattern, document: Document) -> None:
-    idle = [
+def _idle_values(pattern: Pattern, points: list[Point]) -> list[tuple[str, Value]]:
+    return [
         (name, value)
         for name, values in pattern.fields.items()
         for value in values
-        if not _occurs(points, name, value)
+        if not any(name in each and _agree(name, each[name], value) for each in points)
     ]
-    for name, value in idle if points else ():
-        there = dict.fromkeys(str(point[name].raw) for point in points if name in point)
-        document.problem(
-            value.loc,
-            f"{dotted(value.loc)}: no case has {name} {value.raw}; "
-            f"there is: {', '.join(there)}",
-        )
-    if points and not idle and not any(map(pattern.matches, points)):
-        document.problem(
-            pattern.loc,
-            f"{dotted(pattern.loc)} matches no case: each value occurs, but not together; "
-            f"mend it or take it out",
-        )
 
 
-def _occurs(points: list[Point], name: str, value: Value) -> bool:
-    return any(_agree(name, point[name], value) for point in points if name in point)
-
-
-def subsets_of(
-    grid: GridFile, points: list[Point], document: Document
-) -> Iterator[tuple[str, list[Point]]]:
-    """The name of each subset and its points."""
-    for name, entries in grid.subsets.items():
-        patterns = list(patterns_of(entries, document, ("subsets", name)))
-        for pattern in patterns:
-            _refuse_idle(points, pattern, document)
-        yield (
-            name,
-            [
-                point
-                for point in points
-                if any(each.matches(point) for each in patterns)
-            ],
-        )
+def _refuse_value(
+    name: str, value: Value, points: list[Point], document: Document
+) -> None:
+    there = dict.fromkeys(str(point[name].raw) for point in points if name in point)
+    document.problem(
+        value.loc,
+        f"{dotted(value.loc)}: no case has {name} {value.raw}; "
+        f"there is: {', '.join(there)}",
+    )

@@ -1,10 +1,9 @@
-"""The values of a grid with the places where its file says them."""
+"""The values of a grid, each with its place in the file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.grids.schema import BAD, FIELDS
 from orchestrator.yaml_document import Loc
 
 
@@ -19,24 +18,21 @@ class Value:
 
 
 Point = dict[str, Value]
-"""Field → value; every field of `FIELDS`."""
+"""Field → value; the fields of `orchestrator.grids.schema.FIELDS`."""
 
 
 def lists_of(choices: Any, raw: Any, loc: Loc) -> dict[str, list[Value]]:
     """Field → its values, in the order of the file; `raw` is the same as written."""
-    if choices is None or not isinstance(raw, dict):
+    if choices is None:
         return {}
     return {
         name: list(_values(getattr(choices, name), raw[name], (*loc, name)))
         for name in raw
-        if name in FIELDS
     }
 
 
 def _values(checked: list[Any], raw: Any, loc: Loc) -> Iterator[Value]:
     for index, value in enumerate(checked):
-        if value is BAD:
-            continue
         if isinstance(raw, list):
             yield Value(value, (*loc, index), raw[index])
         else:

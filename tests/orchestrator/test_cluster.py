@@ -173,10 +173,16 @@ def test_profiles_that_extend_each_other_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("trottle: 3", "2:1: trottle: no such key; did you mean 'throttle'"),
-        ("devices: {a100: {memry: 1GiB}}", "devices.a100.memry: no such key; did you mean"),
+        ("trottle: 3", "2:1: unknown key 'trottle'; did you mean 'throttle'"),
+        ("devices: {a100: {memry: 1GiB}}", "devices.a100: unknown key 'memry'; did you"),
+        ("devices: {a100: {mem: 1GiB}}", "did you mean 'host_memory'? valid: about, constraint"),
+        ("modules: [cuda]", "unknown key 'modules'; did you mean 'setup'?"),
+        ("extend: sol", "unknown key 'extend'; did you mean 'extends'?"),
+        ("confidence: sure", "must be one of tested, documented, unverified, got 'sure'"),
+        ("devices: {a100: {memory: '1,5 GiB'}}", "must be greater than or equal to 1048576"),
+        ("devices: {a100: {memory: 5 parsecs}}", "must be a size such as 16GiB or 500 MB"),
         ("case_time: 3 weeks", "must be a number and a unit"),
-        ("throttle: yes", "should be a valid integer, got True"),
+        ("throttle: yes", "throttle: must be a whole number, got true"),
         ("device: a1000", "device must be one of devices, got 'a1000'; did you mean 'a100'"),
         ("throttle: 1\nthrottle: 2", "3:1: duplicate key 'throttle'"),
     ],
@@ -189,6 +195,28 @@ def test_what_is_wrong_with_a_profile_is_said_with_place_and_way_out(
     with pytest.raises(InputError) as raised:
         load_cluster(str(file))
     assert says in str(raised.value)
+
+
+def test_a_profile_that_lacks_keys_is_told_all_of_them_and_their_values(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("kind: local\npack: 0\n")
+    with pytest.raises(InputError) as raised:
+        load_cluster(str(file))
+    assert str(raised.value).replace(f"{file}:", "").splitlines() == [
+        "1:1: about: is missing",
+        "1:1: confidence: is missing; one of tested, documented, unverified",
+        "1:1: name: is missing",
+        "2:7: pack: must be greater than 0, got 0",
+    ]
+
+
+def test_times_are_read_as_slurm_writes_them_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: sol\ncase_time: 02:00:00\npoll: 5m\n")
+    mine = load_cluster(str(file))
+    assert (mine.case_time_s, mine.poll_s) == (7200, 300)
 
 
 def test_an_unknown_cluster_is_answered_with_the_nearest_name() -> None:

@@ -228,14 +228,22 @@ def test_every_way_to_end_has_plain_words() -> None:
 
 @pytest.mark.parametrize(
     ("text", "total_s"),
-    [("30min", 1800), ("4 h", 14400), ("1.5d", 129600), ("90s", 90)],
+    [
+        ("30min", 1800),
+        ("5m", 300),
+        ("4 h", 14400),
+        ("1.5d", 129600),
+        ("90s", 90),
+        ("02:00:00", 7200),
+        ("1-00:00:00", 86400),
+    ],
 )
 def test_durations_are_read(text: str, total_s: int) -> None:
     assert seconds(text) == total_s
     assert slurm_seconds(slurm_time(total_s)) == total_s
 
 
-@pytest.mark.parametrize("text", ["", "30", "30 m", "-1h", "h", "1e3s"])
+@pytest.mark.parametrize("text", ["", "30", "30 weeks", "-1h", "h", "1e3s", "1-2"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a number and a unit"):
         seconds(text)

@@ -32,6 +32,21 @@ def test_plain_values_are_what_yaml_says(tmp_path: Path) -> None:
     document.raise_problems()
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("016", "016"), ("1:20", "1:20"), ("02:00:00", "02:00:00"), ("0x1F", "0x1F"),
+        ("0", 0), ("-3", -3), ("1_000", 1000), ("0.5", 0.5), (".5", 0.5), ("2.", 2.0),
+        ("-1.5e3", -1500.0), (".inf", float("inf")), ("-.inf", float("-inf")), (".", "."),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(
+    tmp_path: Path, written: str, value: object
+) -> None:
+    read_value = read(tmp_path, f"a: {written}\n").data["a"]
+    assert (type(read_value), read_value) == (type(value), value)
+
+
 def test_every_duplicate_key_is_named_with_the_line_of_the_first(
     tmp_path: Path,
 ) -> None:
