@@ -21,7 +21,7 @@ from jobs.tracing.trace import Traced, repeat_traced
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
 from kernels.memory import peak_resident_bytes
-from kernels.parallelize import spread
+from kernels.parallelize import parallelize
 from kernels.placement import stage_layers
 from kernels.weights import Progress, RandomWeights, Weights, open_weights
 from kernels.world import World
@@ -85,7 +85,7 @@ def prepare(
     strategy = settled(case, weights.shape, context, world, gatherer)
     dtype = getattr(torch, case.dtype)
     start = time.perf_counter()
-    engine = spread(weights.shape, strategy, world, dtype, weights, progress)
+    engine = parallelize(weights.shape, strategy, world, dtype, weights, progress)
     engine.synchronize()
     return Work(
         case=case,

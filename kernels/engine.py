@@ -17,8 +17,9 @@ from kernels.cache import Lane, Step, slots_for
 from kernels.generate import Batch, Generation, NewTokens, choose
 from kernels.groups import Groups, gather_uneven
 from kernels.llama import Llama, rotary_tables
-from kernels.placement import Strategy, place, split_evenly
+from kernels.placement import place, split_evenly
 from kernels.shapes import ModelShape
+from kernels.strategies import Strategy
 from kernels.timeline import OFF, Timeline
 from kernels.world import World
 
@@ -194,14 +195,14 @@ class Engine(ABC):
         return choose(logits_BV, tokens, self.placement.vocab, self.groups.shards)
 
     def _rows(self, batch: Batch) -> range:
-        return split_evenly(batch.size, self.strategy.data)[self.placement.replica]
+        return split_evenly(batch.size, self.strategy.replicas)[self.placement.replica]
 
     def _gather_vocab(self, logits_BTV: Tensor) -> Tensor:
-        parts = split_evenly(self.shape.vocab_size, self.strategy.tensor)
+        parts = split_evenly(self.shape.vocab_size, self.strategy.shards)
         return gather_uneven(self.groups.shards, logits_BTV, -1, parts)
 
     def _gather_rows(self, x: Tensor, batch: Batch) -> Tensor:
-        parts = split_evenly(batch.size, self.strategy.data)
+        parts = split_evenly(batch.size, self.strategy.replicas)
         return gather_uneven(self.groups.replicas, x, 0, parts)
 
     def _check_length(self, batch: Batch, generation: Generation) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.placement import Strategy, axis_groups
+from kernels.placement import axis_groups
+from kernels.strategies import Strategy
 from kernels.world import Group, World
 
 

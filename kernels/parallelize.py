@@ -1,4 +1,4 @@
-"""Spread a model over the ranks: from a shape and a strategy to an engine."""
+"""Parallelize a model: from a shape and a strategy to this rank's engine."""
 
 from typing import Any
 
@@ -10,19 +10,16 @@ from kernels.llama import Llama
 from kernels.model_parallel import model_parallel
 from kernels.pipeline.channels import Channels
 from kernels.pipeline_parallel import PipelineEngine
-from kernels.placement import Placement, Strategy, impossible, owned_slices, place
+from kernels.placement import Placement, impossible, owned_slices, place
 from kernels.shapes import ModelShape
+from kernels.strategies import Strategy, StrategyError
 from kernels.tensor_parallel import tensor_parallel
 from kernels.weights import Progress, Weights, load_into
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
 
 
-class StrategyError(ValueError):
-    """A model that cannot be spread so, or not over this world; the message says why."""
-
-
-def spread(
+def parallelize(
     shape: ModelShape,
     strategy: Strategy,
     world: World,
@@ -30,10 +27,10 @@ def spread(
     weights: Weights,
     progress: Progress | None = None,
 ) -> Engine:
-    """This rank's part of the model, its weights loaded. All ranks of the world call it.
+    """Load this rank's part of the model. All ranks of the world call it.
 
     Raises:
-        StrategyError: the degrees fit neither the model nor the world.
+        StrategyError: the degrees do not fit the model or the world.
     """
     _check(shape, strategy, world)
     placement = place(strategy, shape, world.rank)
@@ -46,7 +43,7 @@ def spread(
         "groups": groups,
         "dtype": dtype,
     }
-    if strategy.offloads:
+    if strategy.zero_offload is not None:
         return OffloadEngine(weights=weights, progress=progress, **parts)
     slices = owned_slices(placement, shape)
     load_into(model, slices, weights, world.device, dtype, progress)
@@ -59,13 +56,8 @@ def _check(shape: ModelShape, strategy: Strategy, world: World) -> None:
     reasons = impossible(strategy, shape)
     if strategy.world_size != world.size:
         reasons.append(
-            f"the degrees must multiply to the number of ranks: data {strategy.data} × stages "
-            f"{strategy.stages} × tensor {strategy.tensor} for {world.size} ranks"
-        )
-    if strategy.offloads and strategy.schedule != "sequential":
-        reasons.append(
-            f"zero-offload streams each layer once a pass: schedule {strategy.schedule} would "
-            f"need it once a micro-batch; take model or tensor with zero-offload"
+            f"the degrees must multiply to the number of ranks: replicas {strategy.replicas} × "
+            f"stages {strategy.stages} × shards {strategy.shards} for {world.size} ranks"
         )
     if reasons:
         raise StrategyError("; ".join(reasons))

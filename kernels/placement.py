@@ -10,64 +10,9 @@ the replica: neighbours in a tensor group sit on one node.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from kernels.shapes import ModelShape, layer_tensors
-
-NAMES = ("single", "model", "pipeline", "tensor", "zero-offload", "data")
-SCHEDULES = ("sequential", "gpipe", "async")
-BALANCES = ("equal", "profiled")
-SOURCES = ("host", "disk")
-KV_PLACES = ("device", "host")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strategy:
-    """One way of spreading a model; the degrees multiply to the number of ranks."""
-
-    names: tuple[str, ...]
-    """The parts it is made of, of `NAMES`, in that order."""
-    data: int = 1
-    """Independent replicas of the whole model, each with a batch of its own."""
-    stages: int = 1
-    """Consecutive groups of whole layers (model and pipeline parallel)."""
-    tensor: int = 1
-    """Shards of every layer by heads, feed-forward columns and vocabulary rows."""
-    schedule: str = "sequential"
-    """Of `SCHEDULES`; sequential is model parallel: one batch, one stage at work at a time."""
-    micro_batches: int = 1
-    """Parts the sequences in flight are cut into while decoding, each with a KV lane."""
-    prefill_micro_batches: int = 0
-    """The same during the prefill; 0 stands for `micro_batches`."""
-    in_flight: int = 0
-    """Sequences in flight at once in each replica, a multiple of the batch; 0: the batch."""
-    split: tuple[int, ...] = ()
-    """Layers per stage; empty stands for what `balance` says."""
-    balance: str = "equal"
-    """Of `BALANCES`: equal layer counts, or PipeDream's partition of a profile."""
-    resident: float | Literal["auto"] = 0.0
-    """zero-offload: share of the layers that stays on the device; auto: as many as fit."""
-    source: str = "host"
-    """zero-offload: of `SOURCES`, where the streamed weights wait: host memory or files."""
-    kv: str = "device"
-    """zero-offload: of `KV_PLACES`, where keys and values are kept."""
-    memory_budget_bytes: int = 0
-    """zero-offload: what one device may hold, weights, cache and activations; on a CPU the whole
-    process; 0 stands for no limit."""
-
-    @property
-    def offloads(self) -> bool:
-        """Whether weights are streamed to the device while it computes."""
-        return "zero-offload" in self.names
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks, one per device."""
-        return self.data * self.stages * self.tensor
-
-    def sequences(self, batch_size: int) -> int:
-        """All sequences of one generation: those in flight in every replica."""
-        return self.data * (self.in_flight or batch_size)
+from kernels.strategies import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +76,18 @@ def kv_heads_of(shape: ModelShape, tensor: int, shard: int) -> range:
 
 def place(strategy: Strategy, shape: ModelShape, rank: int) -> Placement:
     """What `rank` owns. The strategy must have passed `impossible`."""
-    shard = rank % strategy.tensor
-    stage = rank // strategy.tensor % strategy.stages
+    shard = rank % strategy.shards
+    stage = rank // strategy.shards % strategy.stages
     return Placement(
         rank=rank,
-        replica=rank // (strategy.tensor * strategy.stages),
+        replica=rank // (strategy.shards * strategy.stages),
         stage=stage,
         shard=shard,
         layers=stage_layers(strategy, shape.n_layers)[stage],
-        heads=split_evenly(shape.n_heads, strategy.tensor)[shard],
-        kv_heads=kv_heads_of(shape, strategy.tensor, shard),
-        ffn=split_evenly(shape.ffn_dim, strategy.tensor)[shard],
-        vocab=split_evenly(shape.vocab_size, strategy.tensor)[shard],
+        heads=split_evenly(shape.n_heads, strategy.shards)[shard],
+        kv_heads=kv_heads_of(shape, strategy.shards, shard),
+        ffn=split_evenly(shape.ffn_dim, strategy.shards)[shard],
+        vocab=split_evenly(shape.vocab_size, strategy.shards)[shard],
         is_first=stage == 0,
         is_last=stage == strategy.stages - 1,
     )
@@ -151,18 +96,20 @@ def place(strategy: Strategy, shape: ModelShape, rank: int) -> Placement:
 def axis_groups(strategy: Strategy) -> dict[str, list[list[int]]]:
     """Axis (`data`, `stages`, `tensor`) → the groups of ranks that differ only along it.
 
-    >>> axis_groups(Strategy(names=("tensor", "model"), stages=2, tensor=2))["stages"]
+    >>> from kernels.strategies import ModelParallel, Parallel, TensorParallel
+    >>> two_by_two = Parallel(model=ModelParallel(degree=2), tensor=TensorParallel(degree=2))
+    >>> axis_groups(two_by_two)["stages"]
     [[0, 2], [1, 3]]
     """
     strides = {
-        "data": strategy.stages * strategy.tensor,
-        "stages": strategy.tensor,
+        "data": strategy.stages * strategy.shards,
+        "stages": strategy.shards,
         "tensor": 1,
     }
     sizes = {
-        "data": strategy.data,
+        "data": strategy.replicas,
         "stages": strategy.stages,
-        "tensor": strategy.tensor,
+        "tensor": strategy.shards,
     }
     return {
         axis: [
@@ -229,15 +176,15 @@ def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
     """Why the model cannot be spread so: a sentence (rule, values, way out) each; [] if it can."""
     reasons = []
     ways = ", ".join(map(str, _tensor_degrees(shape)))
-    if shape.n_heads % strategy.tensor:
+    if shape.n_heads % strategy.shards:
         reasons.append(
-            f"the tensor degree must divide the attention heads: {strategy.tensor} does not divide "
+            f"the tensor degree must divide the attention heads: {strategy.shards} does not divide "
             f"{shape.n_heads}; take one of {ways}"
         )
-    elif strategy.tensor not in _tensor_degrees(shape):
+    elif strategy.shards not in _tensor_degrees(shape):
         reasons.append(
             f"the tensor degree must divide the KV heads or be a multiple of them: "
-            f"{strategy.tensor} and {shape.n_kv_heads} are neither; take one of {ways}"
+            f"{strategy.shards} and {shape.n_kv_heads} are neither; take one of {ways}"
         )
     if strategy.stages > shape.n_layers:
         reasons.append(
@@ -253,9 +200,9 @@ def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
             f"split must give each of {strategy.stages} stages at least one of "
             f"{shape.n_layers} layers, got {list(strategy.split)}"
         )
-    if max(strategy.tensor, 1) > shape.ffn_dim or strategy.tensor > shape.vocab_size:
+    if max(strategy.shards, 1) > shape.ffn_dim or strategy.shards > shape.vocab_size:
         reasons.append(
-            f"every shard needs feed-forward columns and vocabulary rows: {strategy.tensor} shards "
+            f"every shard needs feed-forward columns and vocabulary rows: {strategy.shards} shards "
             f"for {shape.ffn_dim} and {shape.vocab_size}; take a lower tensor degree"
         )
     return reasons

@@ -43,8 +43,10 @@ class OffloadEngine(SequentialEngine):
         self, *, weights: Weights, progress: Progress | None = None, **parts: Any
     ) -> None:
         super().__init__(**parts)
+        assert self.strategy.zero_offload is not None
+        self.options = self.strategy.zero_offload
         self._cleanup = ExitStack()
-        if self.strategy.kv == "host":
+        if self.options.kv == "host":
             self.lane_type = HostLane
         units = units_of(self.placement, self.shape, str(self.dtype).split(".")[1])
         self._weight_bytes = _parameter_bytes(units)
@@ -57,7 +59,7 @@ class OffloadEngine(SequentialEngine):
         self, units: dict[str, Unit], weights: Weights, progress: Progress | None
     ) -> None:
         report = _Reporter(units, progress)
-        store = new_store(self.strategy.source, self.device, self._cleanup)
+        store = new_store(self.options.source, self.device, self._cleanup)
         if self.placement.is_last:
             self._keep_norm(weights)
             report(units.pop(NORM))
@@ -68,7 +70,7 @@ class OffloadEngine(SequentialEngine):
             self._gather_embedding(embedding, store)
             report(embedding)
         self._sizes = [unit.num_bytes for unit in units.values()]
-        self._budget = DeviceBudget(self.device, self.strategy, self.world.local_size)
+        self._budget = DeviceBudget(self.device, self.options, self.world.local_size)
         self._budget.set_base()
         plan = self._plan(working_bytes=0)
         streamed = [*units.values()]
@@ -83,7 +85,7 @@ class OffloadEngine(SequentialEngine):
 
     def _plan(self, working_bytes: int) -> OffloadPlan:
         available = self._budget.available_bytes(working_bytes)
-        return plan_offload(self._sizes, self.strategy.resident, available)
+        return plan_offload(self._sizes, self.options.resident, available)
 
     def _keep_norm(self, weights: Weights) -> None:
         assert self.model.norm is not None
@@ -173,7 +175,7 @@ class OffloadEngine(SequentialEngine):
 
     def _layers_cached(self) -> int:
         """Layers whose keys and values take the device's memory; a CPU's host memory is its own."""
-        if self.strategy.kv == "device":
+        if self.options.kv == "device":
             return len(self.placement.layers)
         on_host = self.device.type == "cpu"
         return SLOTS + (len(self.placement.layers) if on_host else 0)

@@ -6,14 +6,14 @@ A case is written as JSON by `orch submit` and read by every rank of a job.
 import hashlib
 import json
 import re
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
-from kernels.placement import Strategy
 from kernels.shapes import DTYPE_BYTES, ModelShape
+from kernels.strategies import Strategy
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 assert set(DTYPE_BYTES) == set(DType.__args__)  # type: ignore[attr-defined]
@@ -71,19 +71,13 @@ class Case(BaseModel):
     """Generate once more, outside the measurement, and note who computed when; `flame`: and draw
     flame graphs of where the time goes."""
 
-    @field_validator("random", "strategy", mode="before")
-    @classmethod
-    def _no_unknown_field(cls, value: Any) -> Any:
-        # pydantic drops what a plain dataclass lacks: an option of a newer orch, say
-        if not isinstance(value, dict):
-            return value
-        known = {name for defaults in _DEFAULTS.values() for name in defaults}
-        if unknown := value.keys() - known:
-            raise ValueError(f"unknown field {', '.join(sorted(unknown))}")
-        return {
-            name: tuple(of) if isinstance(of, list) else of
-            for name, of in value.items()
-        }
+    @field_serializer("strategy")
+    def _as_written(self, strategy: Strategy) -> dict[str, Any]:
+        return strategy.options()
+
+    @field_serializer("random")
+    def _as_given(self, shape: ModelShape | None) -> dict[str, Any] | None:
+        return None if shape is None else _without_defaults(shape)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,27 +106,18 @@ def _slug(text: str) -> str:
 def _digest(case: Case) -> str:
     # Defaults are left out, so that a field added later does not rename finished cases.
     measured = case.model_dump(mode="json", exclude_defaults=True, exclude={"label"})
-    measured["strategy"] = _without_defaults(case.strategy)
-    if case.random is not None:
-        measured["random"] = _without_defaults(case.random)
     text = json.dumps(
         measured, sort_keys=True, separators=(",", ":"), ensure_ascii=True
     )
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-_DEFAULTS = {
-    of: {field.name: field.default for field in fields(of)}
-    for of in (Strategy, ModelShape)
-}
-
-
-def _without_defaults(thing: Strategy | ModelShape) -> dict[str, Any]:
+def _without_defaults(shape: ModelShape) -> dict[str, Any]:
     # Not dataclasses.asdict: it copies deeply, and `orch status` asks for 10,000 ids.
     changed = {
-        name: getattr(thing, name)
-        for name, default in _DEFAULTS[type(thing)].items()
-        if default is MISSING or getattr(thing, name) != default
+        field.name: getattr(shape, field.name)
+        for field in fields(ModelShape)
+        if getattr(shape, field.name) != field.default
     }
     return {
         name: asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]

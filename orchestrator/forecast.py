@@ -24,8 +24,9 @@ from kernels.offload.plan import (
     units_of,
     working_bytes,
 )
-from kernels.placement import Placement, Strategy, place
+from kernels.placement import Placement, place
 from kernels.shapes import DTYPE_BYTES, ModelShape
+from kernels.strategies import Strategy
 from orchestrator.case import Case
 
 WORKSPACE_BYTES = 32 * 2**20
@@ -84,11 +85,11 @@ class Forecast:
 def forecast(case: Case, shape: ModelShape) -> Forecast:
     """What the case needs, its model having that shape."""
     strategy = case.strategy
-    one_replica = range(strategy.stages * strategy.tensor)
+    one_replica = range(strategy.stages * strategy.shards)
     return Forecast(
         ranks=tuple(_rank(case, shape, rank) for rank in one_replica),
-        replicas=strategy.data,
-        budget_bytes=strategy.memory_budget_bytes,
+        replicas=strategy.replicas,
+        budget_bytes=_budget_bytes(strategy),
         is_balanced=strategy.balance == "profiled",
     )
 
@@ -104,7 +105,8 @@ def _rank(case: Case, shape: ModelShape, rank: int) -> RankMemory:
     per_token = 2 * len(placement.layers) * len(placement.kv_heads) * shape.head_dim
     cached = rows * (prompt + case.new_tokens) * per_token * width
     working = working_bytes(placement, shape, *_at_once(strategy, rows, prompt), width)
-    cache_on_host = strategy.offloads and strategy.kv == "host"
+    offload = strategy.zero_offload
+    cache_on_host = offload is not None and offload.kv == "host"
     return RankMemory(
         rank=rank,
         weight_bytes=on_device,
@@ -114,9 +116,14 @@ def _rank(case: Case, shape: ModelShape, rank: int) -> RankMemory:
     )
 
 
+def _budget_bytes(strategy: Strategy) -> int:
+    offload = strategy.zero_offload
+    return (offload and offload.memory_budget_bytes) or 0
+
+
 def _at_once(strategy: Strategy, rows: int, prompt: int) -> tuple[int, int]:
     """Rows and tokens of each that go through a layer together during the prefill."""
-    parts = strategy.prefill_micro_batches or strategy.micro_batches
+    parts = strategy.prefill_micro_batches
     if parts <= rows:
         return -(-rows // parts), prompt
     return 1, max(1, prompt * rows // parts)  # long prompts are cut too
@@ -135,19 +142,20 @@ def _weights(
 ) -> tuple[int, int]:
     """Bytes on the device, and bytes that wait in main memory."""
     sizes = {name: _content(unit) for name, unit in units.items()}
-    if not strategy.offloads:
+    offload = strategy.zero_offload
+    if offload is None:
         if shape.tied_embeddings and EMBEDDING in sizes and HEAD in sizes:
             del sizes[HEAD]  # one matrix, held once
         return sum(sizes.values()), 0
     moving = [size for name, size in sizes.items() if name not in (EMBEDDING, NORM)]
-    share = 0.0 if strategy.resident == "auto" else strategy.resident
+    share = 0.0 if offload.resident == "auto" else offload.resident
     plan = plan_offload(moving, share, None)
     streamed = [
         size for size, stays in zip(moving, plan.is_resident, strict=True) if not stays
     ]
     on_device = plan.resident_bytes + max(streamed, default=0) + sizes.get(NORM, 0)
     waiting = sum(streamed) + sizes.get(EMBEDDING, 0)
-    return on_device, waiting if strategy.source == "host" else 0
+    return on_device, waiting if offload.source == "host" else 0
 
 
 def _content(unit: Unit) -> int:

@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from jobs.environment import cpu_model
 from jobs.profiling.profile_layers import hop_s, profile_layers
 from kernels.pipeline.layer_costs import LayerTimes, Load, layer_costs
 from kernels.pipeline.partition import Device, Link, partition
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import Strategy
 from kernels.world import World
 from orchestrator.case import Case
 from orchestrator.study.files import write_whole
@@ -68,7 +68,7 @@ def settled(
     )
     found = gatherer(world)(_find(shape, load, world))
     link = Link(latency_s=_hop_s(strategy, world, load.rows * shape.dim * load.width))
-    return replace(strategy, split=split_for(strategy, shape, load, found, link))
+    return strategy.with_split(split_for(strategy, shape, load, found, link))
 
 
 def split_for(
@@ -83,10 +83,10 @@ def split_for(
             memory_bytes=each.memory_bytes,
             speed=first.layer_s / times[each.name].layer_s,
         )
-        for each in found[: strategy.stages * strategy.tensor]
+        for each in found[: strategy.stages * strategy.shards]
     ]
     costs = layer_costs(first, shape, load)
-    return partition(costs, devices, link, degrees=(strategy.tensor,)).split
+    return partition(costs, devices, link, degrees=(strategy.shards,)).split
 
 
 def _typical(found: list[Found], name: str) -> LayerTimes:
@@ -124,7 +124,7 @@ def _find(shape: ModelShape, load: Load, world: World) -> Found:
 def _hop_s(strategy: Strategy, world: World, num_bytes: int) -> float:
     everyone = world.group(range(world.size))
     try:
-        return hop_s(everyone, world.device, num_bytes, to=strategy.tensor)
+        return hop_s(everyone, world.device, num_bytes, to=strategy.shards)
     finally:
         everyone.close()
 

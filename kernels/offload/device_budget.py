@@ -4,7 +4,7 @@ import torch
 
 from kernels import memory
 from kernels.offload.plan import OffloadError
-from kernels.placement import Strategy
+from kernels.strategies import ZeroOffload
 
 _CPU_TOLERANCE = 1.1
 """A CPU's budget counts the whole process, of which allocators and libraries are a part."""
@@ -20,7 +20,7 @@ class DeviceBudget:
     """The budget of one device: a GPU's allocations, or on a CPU the memory of the process."""
 
     def __init__(
-        self, device: torch.device, strategy: Strategy, local_size: int
+        self, device: torch.device, options: ZeroOffload, local_size: int
     ) -> None:
         """The strategy's budget; where it has none and needs one, what is free on the device.
 
@@ -33,13 +33,13 @@ class DeviceBudget:
             OffloadError: a budget that weights in host memory would break by themselves.
         """
         self._device = device
-        self.limit_bytes = strategy.memory_budget_bytes or None
-        if device.type == "cpu" and self.limit_bytes and strategy.source == "host":
+        self.limit_bytes = options.memory_budget_bytes or None
+        if device.type == "cpu" and self.limit_bytes and options.source == "host":
             raise OffloadError(
                 "a CPU's memory budget counts the weights in host memory too: "
                 "memory_budget_bytes with source: host; take source: disk"
             )
-        if self.limit_bytes is None and strategy.resident == "auto":
+        if self.limit_bytes is None and options.resident == "auto":
             self._planned_bytes: int | None = self._free_bytes(local_size)
         else:
             self._planned_bytes = self.limit_bytes

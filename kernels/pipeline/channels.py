@@ -12,7 +12,8 @@ from itertools import pairwise
 from torch import Tensor
 from torch.distributed import Work
 
-from kernels.placement import Strategy, axis_groups
+from kernels.placement import axis_groups
+from kernels.strategies import Strategy
 from kernels.timeline import Timeline
 from kernels.world import Group, World
 

@@ -23,7 +23,10 @@ One micro-batch is model parallel (`sequential`): in both, one stage at work at 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kernels.placement import SCHEDULES, split_evenly
+from kernels.placement import split_evenly
+
+SCHEDULES = ("sequential", "gpipe", "async")
+"""`sequential` is model parallelism: one batch, one stage at work at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from kernels.placement import Strategy, impossible
+from kernels.placement import impossible
 from kernels.shapes import KNOWN, ModelShape
+from kernels.strategies import Strategy, StrategyError
 from orchestrator.case import Case
 from orchestrator.errors import InputError, nearest
 from orchestrator.grids.points import Point
 from orchestrator.grids.schema import FIELDS, GridFile, ModelEntry
-from orchestrator.grids.strategies import StrategyError
 from orchestrator.models import (
     checkpoint_shape,
     is_here,
@@ -47,7 +47,7 @@ class CaseMaker:
         self._dry_run = dry_run
         self._models: dict[str, _Model | None] = {}
         self._prompts: dict[str, bool] = {}
-        self._spreads: dict[tuple[int, int, int], Strategy | None] = {}
+        self._resolved: dict[tuple[int, int, int], Strategy | None] = {}
         self._fits: dict[tuple[int, Strategy], list[str]] = {}
         self.notes: dict[str, None] = {}
         """What a person should know, though it is no error."""
@@ -134,13 +134,13 @@ class CaseMaker:
         written, gpus = point["strategy"].value, point["gpus"].value
         batch_size = point["batch_size"].value
         key = (id(written), gpus, batch_size)
-        if key not in self._spreads:
+        if key not in self._resolved:
             try:
-                self._spreads[key] = written.resolve(gpus, batch_size)
+                self._resolved[key] = written.resolve(gpus, batch_size)
             except StrategyError as error:
-                self._spreads[key] = None
+                self._resolved[key] = None
                 self._refuse(point, "strategy", str(error), ("strategy", "gpus"))
-        return self._spreads[key]
+        return self._resolved[key]
 
     def _fits_model(self, point: Point, model: _Model, strategy: Strategy) -> bool:
         key = (id(model), strategy)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.grids.points import Point, Value, lists_of
+from orchestrator.grids.strategies import matches
 from orchestrator.schema_errors import dotted
 from orchestrator.yaml_document import Document, Loc
 
@@ -32,7 +33,7 @@ class Pattern:
 
 def _agree(name: str, has: Value, wanted: Value) -> bool:
     if name == "strategy":
-        return bool(has.value.matches(wanted.value))
+        return matches(has.value, wanted.value, wanted.raw)
     return bool(has.value == wanted.value)
 
 

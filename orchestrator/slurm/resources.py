@@ -81,7 +81,7 @@ def _memory_bytes(
 ) -> int:
     """The ranks' share of a node; more of it where the case's weights wait in main memory."""
     usual = device.host_memory_bytes * share
-    if not (device.is_gpu and case.strategy.offloads):
+    if not (device.is_gpu and case.strategy.zero_offload):
         return usual
     need = forecast(case, shape_of(case)).host_bytes // nodes
     # The forecast is a floor; an eighth more for what it does not know.

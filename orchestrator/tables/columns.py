@@ -5,10 +5,10 @@ What each means stands in results/README.md; a test keeps the two lists equal.
 
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, Literal, get_type_hints
 
-from kernels.placement import Strategy
+from kernels.strategies import PARTS, Strategy
 from orchestrator.case import Case
 from orchestrator.record import Record
 from orchestrator.study.case_status import CaseStatus
@@ -26,9 +26,15 @@ _MORE_OF_CASE: dict[str, Kind] = {
     "temperature": "float", "stop_at_eos": "bool",
     "trace": "text",
 }  # fmt: skip
-_OF_SPREAD: dict[str, Kind] = {
-    "data": "int", "stages": "int", "tensor": "int", "schedule": "text", "micro_batches": "int",
-}  # fmt: skip
+_INT: Kind = "int"
+_DEGREES = ("replicas", "stages", "shards")
+_OPTIONS: dict[str, Kind] = {
+    name: "int" if hint in (int, int | None) else "text"
+    for part in PARTS.values()
+    for name, hint in get_type_hints(part).items()
+    if name != "degree" and name in {each.name for each in fields(part)}
+}
+"""Every option of every strategy, once."""
 _OF_RECORD: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
     "sequences": ("int", sequences),
     "output_tokens": ("int", lambda record: record.output_tokens),
@@ -63,7 +69,7 @@ def _columns() -> dict[str, Kind]:
         kinds |= {f"{name}_{part}": "float" for part in _SPREAD_OF}
     kinds |= {name: "int" if name.endswith("_bytes") else "float" for name in FACTS}
     kinds |= {name: kind for name, (kind, _) in _OF_RECORD.items()}
-    kinds |= _OF_OTHERS | _MORE_OF_CASE | _OF_SPREAD | {"options": "text"}
+    kinds |= _OF_OTHERS | _MORE_OF_CASE | dict.fromkeys(_DEGREES, _INT) | _OPTIONS
     kinds |= {name: kind for name, (kind, _) in _OF_ATTEMPT.items()}
     kinds |= {name: kind for name, (kind, _) in _OF_STANDING.items()}
     return kinds
@@ -92,23 +98,28 @@ def _case_cells(case: Case) -> dict[str, Cell]:
     names = (_OF_CASE | _MORE_OF_CASE).keys() - {"strategy"}
     cells = {name: getattr(case, name) for name in names} | {"strategy": case.label}
     cells["trace"] = str(case.trace).lower() if case.trace else None
-    cells |= {name: getattr(case.strategy, name) for name in _OF_SPREAD}
-    return cells | {"options": options(case.strategy)}
+    cells |= {name: getattr(case.strategy, name) for name in _DEGREES}
+    return cells | _option_cells(case.strategy)
 
 
-_OPTIONS = {
-    field.name: field.default
-    for field in fields(Strategy)
-    if field.default is not MISSING and field.name not in _OF_SPREAD
-}
+def _option_cells(strategy: Strategy) -> dict[str, Cell]:
+    """Each option that the strategy has; a list as 1-3, a number of text's column as text."""
+    cells: dict[str, Cell] = {}
+    for part in strategy.parts.values():
+        for name, kind in _OPTIONS.items():
+            if (value := getattr(part, name, None)) is not None:
+                text = "-".join(map(str, value)) if isinstance(value, tuple) else value
+                cells[name] = text if kind == "int" else str(text)
+    return cells
 
 
-def options(spread: Strategy) -> str | None:
-    """What else is set of a strategy, as JSON; None where nothing is."""
+def options(strategy: Strategy) -> str | None:
+    """What is set of a strategy besides degrees, as JSON; None if all is at its default."""
     changed = {
-        name: getattr(spread, name)
-        for name, default in _OPTIONS.items()
-        if getattr(spread, name) != default
+        name: value
+        for part in strategy.options().values()
+        for name, value in part.items()
+        if name != "degree"
     }
     return json.dumps(changed) if changed else None
 

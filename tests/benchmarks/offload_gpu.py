@@ -26,9 +26,9 @@ import torch
 from kernels.generate import Batch, Generation
 from kernels.offload.device_queue import pin, unpin
 from kernels.offload.layer_store import page_aligned
-from kernels.parallelize import spread
-from kernels.placement import Strategy
+from kernels.parallelize import parallelize
 from kernels.shapes import KNOWN, ModelShape, num_parameters
+from kernels.strategies import Parallel, ZeroOffload
 from kernels.weights import RandomWeights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
@@ -106,9 +106,9 @@ def pinned_copy(num_bytes: int, times: int = 16) -> Rate:
 
 def zero_offload(shape: ModelShape, source: str) -> Rate:
     """Our engine, all layers and the head streamed."""
-    engine = spread(
+    engine = parallelize(
         shape,
-        Strategy(names=("zero-offload",), source=source),
+        Parallel(zero_offload=ZeroOffload(source=source)),
         World(device=DEVICE),
         torch.bfloat16,
         RandomWeights(shape, 0, torch.bfloat16),

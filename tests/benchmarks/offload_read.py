@@ -30,9 +30,9 @@ from kernels.generate import Batch, Generation
 from kernels.offload.disk_reader import BLOCK_BYTES, DiskFile, aligned
 from kernels.offload.fetch import READ_THREADS
 from kernels.offload.layer_store import memory_of, page_aligned
-from kernels.parallelize import spread
-from kernels.placement import Strategy
+from kernels.parallelize import parallelize
 from kernels.shapes import ModelShape
+from kernels.strategies import Parallel, ZeroOffload
 from kernels.weights import RandomWeights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
@@ -73,9 +73,9 @@ def streaming(layers: int, rows: int) -> OffloadEngine:
         dim=2048, n_layers=layers, n_heads=16, n_kv_heads=8, ffn_dim=5632,
         vocab_size=4096,
     )  # fmt: skip
-    strategy = Strategy(names=("zero-offload",), source="disk")
+    strategy = Parallel(zero_offload=ZeroOffload(source="disk"))
     weights = RandomWeights(shape, 0, torch.float32)
-    engine = spread(shape, strategy, World(), torch.float32, weights)
+    engine = parallelize(shape, strategy, World(), torch.float32, weights)
     assert isinstance(engine, OffloadEngine)
     return engine
 

@@ -11,8 +11,8 @@ import pytest
 from jobs.profiling.balance import Found, cache_folder, settled, split_for
 from kernels.pipeline.layer_costs import LayerTimes, Load
 from kernels.pipeline.partition import Link, PartitionError
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import ModelParallel, Parallel, PipelineParallel, TensorParallel
 from kernels.world import World
 from orchestrator.case import Case
 
@@ -20,12 +20,10 @@ SHAPE = ModelShape(
     dim=32, n_layers=8, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=40_000
 )
 LOAD = Load(dtype="float32", rows=1, rows_in_flight=2, context=16)
-TWO = Strategy(
-    names=("pipeline",),
-    stages=2,
-    schedule="async",
-    micro_batches=2,
-    balance="profiled",
+TWO = Parallel(
+    pipeline=PipelineParallel(
+        degree=2, schedule="async", micro_batches=2, balance="profiled"
+    )
 )
 
 
@@ -60,7 +58,7 @@ def test_a_heavy_head_takes_layers_from_the_last_stage() -> None:
 
 
 def test_one_disturbed_profile_does_not_make_its_device_a_slow_one() -> None:
-    three = Strategy(names=("pipeline",), stages=3, schedule="gpipe")
+    three = Parallel(pipeline=PipelineParallel(degree=3, schedule="gpipe"))
     ranks = [found(), found(layer_s=9.0), found()]
     assert sorted(split_for(three, SHAPE, LOAD, ranks, Link())) == [2, 3, 3]
 
@@ -77,7 +75,9 @@ def test_what_fits_nowhere_is_refused() -> None:
 
 
 def test_a_stage_of_two_shards_is_as_fast_as_the_slower_one() -> None:
-    sharded = Strategy(names=("pipeline", "tensor"), stages=2, tensor=2)
+    sharded = Parallel(
+        pipeline=PipelineParallel(degree=2), tensor=TensorParallel(degree=2)
+    )
     four = [found(), found(), found("fast", 1 / 3), found("fast", 1 / 3)]
     assert split_for(sharded, SHAPE, LOAD, four, Link()) == (2, 6)
 
@@ -106,7 +106,7 @@ def test_a_case_that_needs_no_profile_makes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    equal = Strategy(names=("model",), stages=2)
+    equal = Parallel(model=ModelParallel(degree=2))
     assert (
         settled(case(strategy=equal), SHAPE, 16, World(), gatherer_of_one).split == ()
     )

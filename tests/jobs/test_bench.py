@@ -16,8 +16,8 @@ from jobs.bench import LoadingLine, compose, read_case
 from jobs.measure import Report, Work, measure, prepare
 from jobs.progress import ProgressBoard
 from kernels.generate import NOTHING, Batch
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import Parallel, PipelineParallel, Single
 from kernels.world import World
 from orchestrator.case import Case
 from orchestrator.errors import InputError
@@ -29,7 +29,7 @@ SHAPE = ModelShape(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=64
 )
 CASE = Case(
-    model="toy", random=SHAPE, label="single", strategy=Strategy(names=("single",)),
+    model="toy", random=SHAPE, label="single", strategy=Parallel(single=Single()),
     gpus=1, dtype="float32", batch_size=2, prompt_tokens=5, new_tokens=4, repeats=2,
 )  # fmt: skip
 
@@ -227,7 +227,7 @@ def test_rows_may_end_early_where_they_may_stop() -> None:
 
 
 def test_more_sequences_in_flight_give_more_rows() -> None:
-    spread = Strategy(names=("pipeline",), schedule="async", in_flight=4)
+    spread = Parallel(pipeline=PipelineParallel(schedule="async", in_flight=4))
     case = CASE.model_copy(update={"strategy": spread})
     assert gates.check_ids(torch.zeros(4, 4).long(), case, 64) == []
     assert gates.check_ids(IDS, case, 64)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from jobs.make_checkpoint import make_checkpoint
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import PARTS, Parallel
 from kernels.weights import RandomWeights
 from orchestrator.case import Case
 from orchestrator.job_spec import JobCase, JobSpec
@@ -33,15 +33,12 @@ LONG = 100_000
 
 
 def case(name: str, ranks: int, **more: Any) -> Case:
-    degree = {"model": "stages", "tensor": "tensor"}
-    spread = Strategy(
-        names=(name,), **({degree[name]: ranks} if name in degree else {})
-    )
+    strategy = Parallel(**{name: PARTS[name]()}).resolve(ranks, batch_size=2)
     defaults: dict[str, Any] = {
         "model": "toy", "random": SHAPE, "dtype": "float32", "batch_size": 2,
         "prompt_tokens": 6, "new_tokens": 5, "repeats": 2,
     }  # fmt: skip
-    return Case(label=name, strategy=spread, gpus=ranks, **{**defaults, **more})
+    return Case(label=name, strategy=strategy, gpus=ranks, **{**defaults, **more})
 
 
 def job_spec_file(

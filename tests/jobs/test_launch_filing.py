@@ -21,8 +21,8 @@ from jobs.launch.supervisor import is_done, main
 from jobs.launch.torchrun import nodes_of
 from jobs.launch.workers import Ending
 from jobs.progress import LOADING, MEASURING, WARMING, ProgressBoard
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import Parallel, TensorParallel
 from orchestrator.case import Case
 from orchestrator.errors import InputError
 from orchestrator.job_spec import JobCase, JobSpec
@@ -36,7 +36,7 @@ CASE = Case(
     model="toy",
     random=SHAPE,
     label="tensor",
-    strategy=Strategy(names=("tensor",), tensor=2),
+    strategy=Parallel(tensor=TensorParallel(degree=2)),
     gpus=2,
     new_tokens=10,
     warmup=2,

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import Parallel, Single
 from orchestrator.case import Case
 from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.study.files import Study
@@ -24,7 +24,7 @@ CASE = Case(
     model="toy",
     random=SHAPE,
     label="single",
-    strategy=Strategy(names=("single",)),
+    strategy=Parallel(single=Single()),
     gpus=1,
 )
 

@@ -11,8 +11,8 @@ import pytest
 from jobs.prompts import batch_of, cut, prompt_text, read_prompts
 from jobs.tokenizer import Tokenizer, load_tokenizer
 from jobs.toy_tokenizer import SAMPLE, train_tokenizer
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import DataParallel, Parallel, Single
 from orchestrator.case import Case
 from orchestrator.errors import InputError
 
@@ -33,7 +33,7 @@ def case(**changes: Any) -> Case:
     values: dict[str, Any] = {
         "model": "toy",
         "label": "single",
-        "strategy": Strategy(names=("single",)),
+        "strategy": Parallel(single=Single()),
         "gpus": 1,
         "prompts": "jobs/prompts/alpaca-sample.json",
         "prompt_tokens": None,
@@ -110,7 +110,7 @@ def test_cutting_keeps_the_length_whatever_it_is() -> None:
 def test_replicas_and_batches_in_flight_have_prompts_of_their_own(
     tokenizer: Tokenizer,
 ) -> None:
-    spread = Strategy(names=("single", "data"), data=2)
+    spread = Parallel(single=Single(), data=DataParallel(degree=2))
     batch, lengths = batch_of(
         case(strategy=spread, gpus=2, batch_size=3), tokenizer, SHAPE
     )

@@ -14,10 +14,16 @@ import torch
 from jobs.tracing import flame, trace
 from jobs.tracing.trace import Traced
 from kernels.generate import Batch, Generation
-from kernels.parallelize import spread
-from kernels.placement import Strategy
+from kernels.parallelize import parallelize
 from kernels.shapes import ModelShape
 from kernels.spans import Span, of_events
+from kernels.strategies import (
+    ModelParallel,
+    Parallel,
+    PipelineParallel,
+    Single,
+    Strategy,
+)
 from kernels.weights import RandomWeights
 from kernels.world import World
 from orchestrator.case import Case
@@ -28,7 +34,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SHAPE = ModelShape(
     dim=32, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=64
 )
-TWO_STAGES = Strategy(names=("model",), stages=2)
+TWO_STAGES = Parallel(model=ModelParallel(degree=2))
 STACKS = {
     ("a.py(1): generate",): 10.0,
     ("a.py(1): generate", "aten::mm <x>"): 30.0,
@@ -70,7 +76,9 @@ def test_the_idle_share_is_that_of_decode_over_all_ranks() -> None:
 
 
 def test_a_pipeline_s_facts_hold_what_its_schedule_costs() -> None:
-    gpipe = Strategy(names=("pipeline",), stages=2, schedule="gpipe", micro_batches=4)
+    gpipe = Parallel(
+        pipeline=PipelineParallel(degree=2, schedule="gpipe", micro_batches=4)
+    )
     facts = trace.facts(a_case(gpipe), 8, TURNS)
     assert facts is not None
     assert facts.schedule_idle_share == pytest.approx(1 / 5)
@@ -137,7 +145,9 @@ def test_a_flame_graph_of_nothing_is_refused() -> None:
 
 def test_the_profiler_sees_operators_under_the_layers_of_generate() -> None:
     weights = RandomWeights(SHAPE, 0, torch.float32)
-    engine = spread(SHAPE, Strategy(names=("single",)), World(), torch.float32, weights)
+    engine = parallelize(
+        SHAPE, Parallel(single=Single()), World(), torch.float32, weights
+    )
     batch, generation = Batch.of([[1, 2, 3]]), Generation(new_tokens=2)
     engine.generate(batch, generation)
     stacks = flame.profiled(lambda: engine.generate(batch, generation), on_gpu=False)
@@ -153,13 +163,10 @@ def test_the_profiler_sees_operators_under_the_layers_of_generate() -> None:
 
 def test_a_traced_pipeline_of_two_ranks_leaves_files_and_facts(tmp_path: Path) -> None:
     """Its layers shared out by a profile, which is kept."""
-    pipeline = Strategy(
-        names=("pipeline",),
-        stages=2,
-        schedule="async",
-        micro_batches=2,
-        in_flight=8,
-        balance="profiled",
+    pipeline = Parallel(
+        pipeline=PipelineParallel(
+            degree=2, schedule="async", micro_batches=2, in_flight=8, balance="profiled"
+        )
     )
     case = a_case(pipeline, trace="flame", repeats=1)
     file = tmp_path / "case.json"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
-from kernels.parallelize import spread
+from kernels.parallelize import parallelize
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape, RopeScaling
 from kernels.weights import RandomWeights, Weights, open_weights
@@ -98,7 +98,7 @@ def answers(
         weights: Weights = random_weights(source, torch.float32)
     else:
         weights = open_weights(source)
-    engine = spread(weights.shape, strategy, world, getattr(torch, dtype), weights)
+    engine = parallelize(weights.shape, strategy, world, getattr(torch, dtype), weights)
     if spoil is not None:
         spoil(engine)
     generation = Generation(new_tokens=NEW_TOKENS, temperature=temperature, seed=5)

@@ -10,9 +10,9 @@ import sys
 import torch
 
 from kernels.generate import Batch, Generation
-from kernels.parallelize import spread
-from kernels.placement import Strategy
+from kernels.parallelize import parallelize
 from kernels.shapes import ModelShape
+from kernels.strategies import Parallel, Single, ZeroOffload
 from kernels.weights import RandomWeights
 from kernels.world import World
 
@@ -29,10 +29,11 @@ def shape_of(layers: int) -> ModelShape:
 def main(layers: int, name: str, budget_bytes: int) -> None:
     torch.set_num_threads(1)
     shape = shape_of(layers)
-    options = {"source": "disk", "memory_budget_bytes": budget_bytes}
-    strategy = Strategy(names=(name,), **(options if name == "zero-offload" else {}))
+    offload = ZeroOffload(source="disk", memory_budget_bytes=budget_bytes or None)
+    single = Parallel(single=Single())
+    strategy = Parallel(zero_offload=offload) if name == "zero-offload" else single
     weights = RandomWeights(shape, 0, torch.float32)
-    engine = spread(shape, strategy, World(), torch.float32, weights)
+    engine = parallelize(shape, strategy, World(), torch.float32, weights)
     ids = engine.generate(Batch.of([[1, 2, 3], [4]]), Generation(new_tokens=3))
     engine.close()
     print(json.dumps(ids.tolist()))

@@ -8,7 +8,7 @@ import torch
 from answers import SHAPES, batch_of, random_weights
 
 from kernels.generate import Generation
-from kernels.parallelize import spread
+from kernels.parallelize import parallelize
 from kernels.placement import Strategy
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
@@ -17,7 +17,7 @@ from kernels.zero_offload import OffloadEngine
 def build(world: World, shape: str, strategy: Strategy) -> OffloadEngine:
     """An engine of one of the toy shapes in fp32."""
     weights = random_weights(SHAPES[shape], torch.float32)
-    engine = spread(SHAPES[shape], strategy, world, torch.float32, weights)
+    engine = parallelize(SHAPES[shape], strategy, world, torch.float32, weights)
     assert isinstance(engine, OffloadEngine)
     return engine
 

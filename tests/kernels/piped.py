@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kernels.cache import Lane
 from kernels.engine import Engine
 from kernels.generate import Generation
-from kernels.parallelize import spread
+from kernels.parallelize import parallelize
 from kernels.placement import Strategy
 from kernels.world import World
 
@@ -19,7 +19,7 @@ from kernels.world import World
 def build(world: World, shape: str, strategy: Strategy) -> Engine:
     """An engine of one of the toy shapes in fp32."""
     weights = random_weights(SHAPES[shape], torch.float32)
-    return spread(SHAPES[shape], strategy, world, torch.float32, weights)
+    return parallelize(SHAPES[shape], strategy, world, torch.float32, weights)
 
 
 def head_bits(

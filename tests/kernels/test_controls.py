@@ -26,12 +26,12 @@ from kernels.cache import Lane, Step
 from kernels.engine import Engine
 from kernels.generate import Batch
 from kernels.llama import Attention, FeedForward, Layer
-from kernels.placement import Strategy
+from kernels.strategies import Parallel, Single, Strategy, TensorParallel
 from kernels.world import World
 
-SINGLE = Strategy(names=("single",))
-TENSOR_2 = Strategy(names=("tensor",), tensor=2)
-TENSOR_8 = Strategy(names=("tensor",), tensor=8)
+SINGLE = Parallel(single=Single())
+TENSOR_2 = Parallel(tensor=TensorParallel(degree=2))
+TENSOR_8 = Parallel(tensor=TensorParallel(degree=8))
 
 
 @cache

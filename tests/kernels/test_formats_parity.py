@@ -27,20 +27,20 @@ from torch import Tensor
 
 from jobs.hf_writer import write_hf
 from jobs.meta_writer import write_meta
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import ModelParallel, Parallel, Single, Strategy, TensorParallel
 from kernels.world import World
 
 SHAPE = toy(dim=64, n_kv_heads=8, n_layers=2, ffn_dim=104, vocab_size=136)
 SIZES = (1, 4, 7)
 
 SPREADS = [
-    Strategy(names=("single",)),
-    Strategy(names=("model",), stages=2),
-    Strategy(names=("tensor",), tensor=2),
-    Strategy(names=("tensor",), tensor=4),
-    Strategy(names=("model", "tensor"), stages=2, tensor=2),
-    Strategy(names=("tensor",), tensor=8),
+    Parallel(single=Single()),
+    Parallel(model=ModelParallel(degree=2)),
+    Parallel(tensor=TensorParallel(degree=2)),
+    Parallel(tensor=TensorParallel(degree=4)),
+    Parallel(model=ModelParallel(degree=2), tensor=TensorParallel(degree=2)),
+    Parallel(tensor=TensorParallel(degree=8)),
 ]
 FORMATS = (
     "meta 1 file",

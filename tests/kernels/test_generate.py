@@ -17,8 +17,16 @@ from kernels.generate import (
     choose,
     gumbel_noise,
 )
-from kernels.parallelize import spread
-from kernels.placement import Strategy, split_evenly
+from kernels.parallelize import parallelize
+from kernels.placement import split_evenly
+from kernels.strategies import (
+    DataParallel,
+    ModelParallel,
+    Parallel,
+    Single,
+    Strategy,
+    TensorParallel,
+)
 from kernels.world import World
 
 CPU = torch.device("cpu")
@@ -28,11 +36,11 @@ ALONE = World().group([0])
 def engine_of(strategy: Strategy, world: World) -> Engine:
     shape = SHAPES["mha"]
     weights = random_weights(shape, torch.float32)
-    return spread(shape, strategy, world, torch.float32, weights)
+    return parallelize(shape, strategy, world, torch.float32, weights)
 
 
 def alone() -> Engine:
-    return engine_of(Strategy(names=("single",)), World())
+    return engine_of(Parallel(single=Single()), World())
 
 
 def new_tokens(rows: range, **generation: float) -> NewTokens:
@@ -190,10 +198,10 @@ def stopped_ids(
 @pytest.mark.parametrize(
     "strategy",
     [
-        Strategy(names=("model",), stages=2),
-        Strategy(names=("tensor",), tensor=2),
-        Strategy(names=("data",), data=2),
-        Strategy(names=("model", "tensor"), stages=2, tensor=2),
+        Parallel(model=ModelParallel(degree=2)),
+        Parallel(tensor=TensorParallel(degree=2)),
+        Parallel(data=DataParallel(degree=2)),
+        Parallel(model=ModelParallel(degree=2), tensor=TensorParallel(degree=2)),
     ],
     ids=lambda one: "+".join(one.names),
 )
@@ -232,7 +240,7 @@ def heard_tokens(world: World, strategy: Strategy) -> list[int]:
 def test_every_rank_hears_of_every_token_once_and_in_order(
     ranks: Callable[[int], Ranks],
 ) -> None:
-    strategy = Strategy(names=("model", "tensor"), stages=2, tensor=2)
+    strategy = Parallel(model=ModelParallel(degree=2), tensor=TensorParallel(degree=2))
     assert ranks(4).run(heard_tokens, strategy) == [[0, 1, 2, 3, 4]] * 4
 
 
@@ -247,7 +255,9 @@ def test_an_engine_answers_the_same_after_other_batches() -> None:
 
 def test_more_replicas_than_rows_leave_some_idle(ranks: Callable[[int], Ranks]) -> None:
     expected = alone().generate(batch_of(1), Generation(new_tokens=12)).tolist()
-    for ids, _ in ranks(2).run(stopped_ids, Strategy(names=("data",), data=2), (131,)):
+    for ids, _ in ranks(2).run(
+        stopped_ids, Parallel(data=DataParallel(degree=2)), (131,)
+    ):
         assert ids[:1] == expected
 
 

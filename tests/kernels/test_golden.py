@@ -4,8 +4,8 @@ import torch
 from answers import SHAPES
 
 from kernels.generate import Batch, Generation
-from kernels.parallelize import spread
-from kernels.placement import Strategy
+from kernels.parallelize import parallelize
+from kernels.strategies import Parallel, Single
 from kernels.weights import RandomWeights
 from kernels.world import World
 
@@ -22,8 +22,8 @@ SAMPLED = [
 def text(temperature: float) -> list[int]:
     """32 ids of the toy from weight seed 0, in fp64: rounding does not reach the choice."""
     weights = RandomWeights(SHAPES["gqa"], 0, torch.float64)
-    single = Strategy(names=("single",))
-    engine = spread(weights.shape, single, World(), torch.float64, weights)
+    single = Parallel(single=Single())
+    engine = parallelize(weights.shape, single, World(), torch.float64, weights)
     generation = Generation(new_tokens=32, temperature=temperature, seed=11)
     ids: list[int] = engine.generate(Batch.of([[1, 20, 30]]), generation)[0].tolist()
     return ids

@@ -18,8 +18,9 @@ from kernels.offload.fetch import FromFiles, HostToCpu
 from kernels.offload.file_store import FileStore
 from kernels.offload.layer_store import HostStore, memory_of, page_aligned, views
 from kernels.offload.plan import Unit, units_of
-from kernels.placement import Strategy, owned_slices, place
+from kernels.placement import owned_slices, place
 from kernels.shapes import ModelShape
+from kernels.strategies import Parallel, Single, TensorParallel
 from kernels.weights import RandomWeights, WeightsError
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ WEIGHTS = random_weights(SHAPE, torch.float32)
 
 
 def units(tensor: int = 1, rank: int = 0) -> dict[str, Unit]:
-    placement = place(Strategy(names=("tensor",), tensor=tensor), SHAPE, rank)
+    placement = place(Parallel(tensor=TensorParallel(degree=tensor)), SHAPE, rank)
     return units_of(placement, SHAPE, "float32")
 
 
@@ -68,7 +69,7 @@ def test_what_was_put_in_comes_out(
         if where == "host"
         else FileStore(tmp_path, direct=where == "files", block_bytes=ALIGNMENT)
     )
-    placement = place(Strategy(names=("tensor",), tensor=tensor), SHAPE, rank)
+    placement = place(Parallel(tensor=TensorParallel(degree=tensor)), SHAPE, rank)
     slices = owned_slices(placement, SHAPE)
     for unit in units(tensor, rank).values():
         store.put(unit, WEIGHTS, torch.float32)
@@ -81,7 +82,7 @@ def test_what_was_put_in_comes_out(
 
 
 def test_weights_are_stored_in_the_dtype_of_the_run(store: FileStore) -> None:
-    placement = place(Strategy(names=("single",)), SHAPE, 0)
+    placement = place(Parallel(single=Single()), SHAPE, 0)
     unit = units_of(placement, SHAPE, "bfloat16")["layers.1"]
     store.put(unit, WEIGHTS, torch.bfloat16)
     found = views(unit, fetched(store, unit), torch.bfloat16)
@@ -246,7 +247,7 @@ def test_a_large_unit_takes_little_memory_beside_its_file(store: FileStore) -> N
     shape = ModelShape(
         dim=512, n_layers=1, n_heads=8, n_kv_heads=8, ffn_dim=512, vocab_size=200_000
     )
-    placement = place(Strategy(names=("single",)), shape, 0)
+    placement = place(Parallel(single=Single()), shape, 0)
     unit = units_of(placement, shape, "float32")["output"]
     weights = RandomWeights(shape, 0, torch.float32)
     weights.read("norm.weight")

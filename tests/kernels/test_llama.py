@@ -15,8 +15,8 @@ from kernels.cache import Lane
 from kernels.engine import Engine
 from kernels.generate import Batch
 from kernels.llama import Llama, RMSNorm, rotary_tables, rotate
-from kernels.parallelize import spread
-from kernels.placement import Strategy, owned_slices, place
+from kernels.parallelize import parallelize
+from kernels.placement import owned_slices, place
 from kernels.shapes import (
     KNOWN,
     ModelShape,
@@ -25,14 +25,17 @@ from kernels.shapes import (
     layer_tensors,
     tensors,
 )
+from kernels.strategies import Parallel, Single
 from kernels.world import World
 
-SINGLE = Strategy(names=("single",))
+SINGLE = Parallel(single=Single())
 CPU = torch.device("cpu")
 
 
 def alone(shape: ModelShape, dtype: torch.dtype = torch.float64) -> Engine:
-    return spread(shape, SINGLE, World(), dtype, random_weights(shape, torch.float32))
+    return parallelize(
+        shape, SINGLE, World(), dtype, random_weights(shape, torch.float32)
+    )
 
 
 def meta(shape: ModelShape) -> Llama:

@@ -14,8 +14,8 @@ import torch
 from larger_than_memory import shape_of
 
 from kernels.offload.device_budget import BudgetError, DeviceBudget
-from kernels.placement import Strategy
 from kernels.shapes import weight_bytes
+from kernels.strategies import ZeroOffload
 
 SCRIPT = Path(larger_than_memory.__file__)
 CHECKOUT = SCRIPT.parent.parent.parent
@@ -67,9 +67,8 @@ def test_a_model_of_four_times_the_budget_runs_within_a_tenth_of_it() -> None:
 
 def test_more_than_the_budget_is_an_error() -> None:
     cpu = torch.device("cpu")
-    names = ("zero-offload",)
-    strategy = Strategy(names=names, source="disk", memory_budget_bytes=2**20)
-    budget = DeviceBudget(cpu, strategy, local_size=1)
+    options = ZeroOffload(source="disk", memory_budget_bytes=2**20)
+    budget = DeviceBudget(cpu, options, local_size=1)
     with pytest.raises(BudgetError, match=r"the process held \d+ bytes at its peak"):
         budget.check()
-    DeviceBudget(cpu, Strategy(names=names), local_size=1).check()
+    DeviceBudget(cpu, ZeroOffload(), local_size=1).check()

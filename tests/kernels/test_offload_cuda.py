@@ -18,12 +18,13 @@ from kernels.offload.host_cache import HostCache
 from kernels.offload.layer_store import HostStore, page_aligned, views
 from kernels.offload.plan import ring_bytes, units_of
 from kernels.offload.slot_ring import Event, SlotRing
-from kernels.placement import Strategy, place
+from kernels.placement import place
+from kernels.strategies import Parallel, Single
 
 SHAPE = SHAPES["gqa"]
 WEIGHTS = random_weights(SHAPE, torch.float32)
 UNITS = [
-    *units_of(place(Strategy(names=("single",)), SHAPE, 0), SHAPE, "float32").values()
+    *units_of(place(Parallel(single=Single()), SHAPE, 0), SHAPE, "float32").values()
 ]
 GPU: torch.device = Gpu()  # type: ignore[assignment]
 

@@ -9,9 +9,9 @@ import torch
 from answers import SHAPES, Answer, answers, batch_of
 
 from kernels.generate import Generation
-from kernels.parallelize import spread
-from kernels.placement import Strategy
+from kernels.parallelize import parallelize
 from kernels.shapes import ModelShape, weight_bytes
+from kernels.strategies import Parallel, Single, Strategy, ZeroOffload
 from kernels.weights import RandomWeights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
@@ -23,14 +23,14 @@ pytestmark = [
     ),
 ]
 
-SINGLE = Strategy(names=("single",))
+SINGLE = Parallel(single=Single())
 MIDDLE = ModelShape(
     dim=1024, n_layers=24, n_heads=16, n_kv_heads=8, ffn_dim=2816, vocab_size=8000
 )
 
 
 def offload(**options: Any) -> Strategy:
-    return Strategy(names=("zero-offload",), **options)
+    return Parallel(zero_offload=ZeroOffload(**options))
 
 
 def gpu() -> World:
@@ -67,7 +67,7 @@ def test_streamed_weights_give_the_bits_of_the_model_alone(
 
 def generated(strategy: Strategy, check: Callable[[Any], None]) -> list[list[int]]:
     weights = RandomWeights(MIDDLE, 0, torch.bfloat16)
-    engine = spread(MIDDLE, strategy, gpu(), torch.bfloat16, weights)
+    engine = parallelize(MIDDLE, strategy, gpu(), torch.bfloat16, weights)
     ids: list[list[int]] = []
     for _ in range(3):
         ids = engine.generate(batch_of(4), Generation(new_tokens=16)).tolist()

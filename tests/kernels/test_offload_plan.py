@@ -16,8 +16,9 @@ from kernels.offload.plan import (
     ring_bytes,
     units_of,
 )
-from kernels.placement import Strategy, owned_slices, place
+from kernels.placement import owned_slices, place
 from kernels.shapes import DTYPE_BYTES, KNOWN, weight_bytes
+from kernels.strategies import Parallel, TensorParallel, ZeroOffload
 
 sizes_of_units = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 
@@ -30,7 +31,9 @@ def test_units_hold_every_parameter_of_a_rank_once_and_apart(
     shape = KNOWN[model]
     if shape.n_heads % tensor:
         tensor = 2
-    strategy = Strategy(names=("tensor", "zero-offload"), tensor=tensor)
+    strategy = Parallel(
+        tensor=TensorParallel(degree=tensor), zero_offload=ZeroOffload()
+    )
     placement = place(strategy, shape, rank=tensor - 1)
     units = units_of(placement, shape, "bfloat16")
     assert list(units) == [
@@ -51,7 +54,7 @@ def test_units_hold_every_parameter_of_a_rank_once_and_apart(
 
 
 def test_the_shards_of_all_ranks_are_the_model() -> None:
-    shape, strategy = KNOWN["llama-2-7b"], Strategy(names=("tensor",), tensor=4)
+    shape, strategy = KNOWN["llama-2-7b"], Parallel(tensor=TensorParallel(degree=4))
     held = 0
     for rank in range(4):
         for unit in units_of(place(strategy, shape, rank), shape, "float16").values():

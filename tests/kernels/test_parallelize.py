@@ -10,9 +10,10 @@ from torch import nn
 
 from kernels.groups import Groups
 from kernels.llama import Attention, Llama
-from kernels.parallelize import StrategyError, cut, spread
-from kernels.placement import Strategy, axis_groups, owned_slices, place
+from kernels.parallelize import cut, parallelize
+from kernels.placement import axis_groups, owned_slices, place
 from kernels.shapes import KNOWN, ModelShape, num_elements, tensors, weight_bytes
+from kernels.strategies import ModelParallel, Parallel, Single, Strategy, TensorParallel
 from kernels.world import Group, World
 
 
@@ -30,10 +31,10 @@ def cut_for(shape: ModelShape, strategy: Strategy, rank: int) -> Llama:
 @pytest.mark.parametrize(
     "strategy",
     [
-        Strategy(names=("single",)),
-        Strategy(names=("model",), stages=3),
-        Strategy(names=("tensor",), tensor=4),
-        Strategy(names=("model", "tensor"), stages=2, tensor=2),
+        Parallel(single=Single()),
+        Parallel(model=ModelParallel(degree=3)),
+        Parallel(tensor=TensorParallel(degree=4)),
+        Parallel(model=ModelParallel(degree=2), tensor=TensorParallel(degree=2)),
     ],
     ids=lambda one: "+".join(one.names),
 )
@@ -55,7 +56,7 @@ def test_a_rank_holds_the_slices_of_its_placement(
 
 def test_local_head_counts_belong_to_the_attention_not_to_the_shape() -> None:
     shape = KNOWN["llama-2-70b"]
-    model = cut_for(shape, Strategy(names=("tensor",), tensor=8), rank=5)
+    model = cut_for(shape, Parallel(tensor=TensorParallel(degree=8)), rank=5)
     assert model.shape is shape
     heads = {
         (module.n_heads, module.n_kv_heads)
@@ -66,14 +67,14 @@ def test_local_head_counts_belong_to_the_attention_not_to_the_shape() -> None:
 
 
 def test_linears_know_their_local_sizes() -> None:
-    model = cut_for(SHAPES["gqa"], Strategy(names=("tensor",), tensor=4), rank=3)
+    model = cut_for(SHAPES["gqa"], Parallel(tensor=TensorParallel(degree=4)), rank=3)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             assert module.weight.shape == (module.out_features, module.in_features)
 
 
 def test_each_half_block_is_summed_once() -> None:
-    model = cut_for(SHAPES["gqa"], Strategy(names=("tensor",), tensor=4), rank=0)
+    model = cut_for(SHAPES["gqa"], Parallel(tensor=TensorParallel(degree=4)), rank=0)
     summed = sorted(
         name.split(".", 2)[2]
         for name, module in model.named_modules()
@@ -83,7 +84,9 @@ def test_each_half_block_is_summed_once() -> None:
 
 
 def test_layers_keep_their_names_on_their_stage() -> None:
-    model = cut_for(SHAPES["nine layers"], Strategy(names=("model",), stages=2), rank=1)
+    model = cut_for(
+        SHAPES["nine layers"], Parallel(model=ModelParallel(degree=2)), rank=1
+    )
     assert list(model.layers) == ["5", "6", "7", "8"]
     assert model.tok_embeddings is None
     assert model.output is not None
@@ -91,24 +94,24 @@ def test_layers_keep_their_names_on_their_stage() -> None:
 
 def weight_bytes_of(world: World, shape: ModelShape, strategy: Strategy) -> int:
     weights = random_weights(shape, torch.float32)
-    engine = spread(shape, strategy, world, torch.bfloat16, weights)
+    engine = parallelize(shape, strategy, world, torch.bfloat16, weights)
     engine.close()
     return engine.weight_bytes
 
 
 def test_a_tied_head_shares_its_memory_with_the_embedding() -> None:
     shape = SHAPES["qwen2"]
-    held = weight_bytes_of(World(), shape, Strategy(names=("single",)))
+    held = weight_bytes_of(World(), shape, Parallel(single=Single()))
     assert held == weight_bytes(shape, "bfloat16")
 
 
 def test_weight_bytes_are_those_of_the_rank(ranks: Callable[[int], Ranks]) -> None:
     shape = SHAPES["gqa"]
-    shards = Strategy(names=("tensor",), tensor=2)
+    shards = Parallel(tensor=TensorParallel(degree=2))
     norms = (2 * shape.n_layers + 1) * shape.dim * 2
     held = ranks(2).run(weight_bytes_of, shape, shards)
     assert sum(held) == weight_bytes(shape, "bfloat16") + norms
-    stages = Strategy(names=("model",), stages=2)
+    stages = Parallel(model=ModelParallel(degree=2))
     held = ranks(2).run(weight_bytes_of, shape, stages)
     assert sum(held) == weight_bytes(shape, "bfloat16")
     embedding = num_elements(tensors(shape)["tok_embeddings.weight"]) * 2
@@ -118,9 +121,9 @@ def test_weight_bytes_are_those_of_the_rank(ranks: Callable[[int], Ranks]) -> No
 @pytest.mark.parametrize(
     ("strategy", "says"),
     [
-        (Strategy(names=("tensor",), tensor=3), "3 does not divide 8"),
+        (Parallel(tensor=TensorParallel(degree=3)), "3 does not divide 8"),
         (
-            Strategy(names=("tensor",), tensor=4),
+            Parallel(tensor=TensorParallel(degree=4)),
             "data 1 × stages 1 × tensor 4 for 1 ranks",
         ),
     ],
@@ -132,16 +135,16 @@ def test_what_fits_neither_model_nor_world_is_refused_before_loading(
     shape = SHAPES["gqa"]
     weights = random_weights(shape, torch.float32)
     with pytest.raises(StrategyError, match=says):
-        spread(shape, strategy, World(), torch.float32, weights)
+        parallelize(shape, strategy, World(), torch.float32, weights)
 
 
 def test_progress_is_told_of_every_byte() -> None:
     shape = SHAPES["gqa"]
     told: list[tuple[int, int]] = []
     weights = random_weights(shape, torch.float32)
-    spread(
+    parallelize(
         shape,
-        Strategy(names=("single",)),
+        Parallel(single=Single()),
         World(),
         torch.float32,
         weights,

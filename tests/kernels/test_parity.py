@@ -25,16 +25,26 @@ from oracle import oracle, oracle_ids, oracle_logits
 from plain import plain_logits
 from ranks import Ranks
 
-from kernels.placement import Strategy, impossible
+from kernels.placement import impossible
+from kernels.strategies import (
+    DataParallel,
+    ModelParallel,
+    Parallel,
+    Single,
+    Strategy,
+    TensorParallel,
+)
 from kernels.world import World
 
-SINGLE = Strategy(names=("single",))
+SINGLE = Parallel(single=Single())
 
 
 def strategy(data: int = 1, stages: int = 1, tensor: int = 1) -> Strategy:
-    named = {"data": data, "model": stages, "tensor": tensor}
-    names = tuple(name for name, degree in named.items() if degree > 1)
-    return Strategy(names=names, data=data, stages=stages, tensor=tensor)
+    return Parallel(
+        data=DataParallel(degree=data),
+        model=ModelParallel(degree=stages),
+        tensor=TensorParallel(degree=tensor),
+    )
 
 
 SPREADS = [

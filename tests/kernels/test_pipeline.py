@@ -20,20 +20,26 @@ from answers import (
 )
 from ranks import Ranks
 
-from kernels.placement import Strategy
+from kernels.strategies import (
+    DataParallel,
+    Parallel,
+    PipelineParallel,
+    Single,
+    Strategy,
+    TensorParallel,
+)
 from kernels.world import World
 
-SINGLE = Strategy(names=("single",))
+SINGLE = Parallel(single=Single())
 
 
 def pipeline(stages: int, schedule: str, micro_batches: int, **more: Any) -> Strategy:
-    return Strategy(
-        names=("pipeline",),
-        stages=stages,
-        schedule=schedule,
-        micro_batches=micro_batches,
-        **more,
+    degrees = {"data": DataParallel, "tensor": TensorParallel}
+    others = {name: part(degree=more.pop(name, 1)) for name, part in degrees.items()}
+    own = PipelineParallel(
+        degree=stages, schedule=schedule, micro_batches=micro_batches, **more
     )
+    return Parallel(pipeline=own, **others)
 
 
 def label(value: object) -> str:

@@ -20,7 +20,7 @@ from kernels.generate import Batch, Generation, NewTokens
 from kernels.pipeline.channels import AHEAD
 from kernels.pipeline.schedule import Piece
 from kernels.pipeline_parallel import PipelineEngine
-from kernels.placement import Strategy
+from kernels.strategies import Parallel, PipelineParallel, Strategy
 from kernels.timeline import OFF
 
 PATIENCE_S = 10.0
@@ -192,12 +192,13 @@ def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
     prefill: int,
     ahead: int,
 ) -> None:
-    strategy = Strategy(
-        names=("pipeline",),
-        stages=stages,
-        schedule=schedule,
-        micro_batches=micro_batches,
-        prefill_micro_batches=prefill,
+    strategy = Parallel(
+        pipeline=PipelineParallel(
+            degree=stages,
+            schedule=schedule,
+            micro_batches=micro_batches,
+            prefill_micro_batches=prefill,
+        )
     )
     ids_BT = torch.arange(rows * columns).view(rows, columns) % VOCAB
     batch = Batch(ids_BT, torch.zeros(rows, dtype=torch.int64))
@@ -211,8 +212,8 @@ def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
 
 @pytest.mark.parametrize("schedule", ["gpipe", "async"])
 def test_a_stop_leaves_nothing_on_the_lines(schedule: str) -> None:
-    strategy = Strategy(
-        names=("pipeline",), stages=3, schedule=schedule, micro_batches=4
+    strategy = Parallel(
+        pipeline=PipelineParallel(degree=3, schedule=schedule, micro_batches=4)
     )
     batch = Batch(torch.arange(4)[:, None], torch.zeros(4, dtype=torch.int64))
     all_ids = tuple(range(VOCAB))

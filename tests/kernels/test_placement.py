@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 import kernels.placement
 from kernels.placement import (
     Placement,
-    Strategy,
     axis_groups,
     impossible,
     owned_slices,
@@ -18,6 +17,13 @@ from kernels.placement import (
     stage_layers,
 )
 from kernels.shapes import KNOWN, ModelShape, num_elements, tensors
+from kernels.strategies import (
+    DataParallel,
+    ModelParallel,
+    Parallel,
+    Strategy,
+    TensorParallel,
+)
 
 SHAPE = ModelShape(
     dim=32, n_layers=5, n_heads=8, n_kv_heads=4, ffn_dim=97, vocab_size=131
@@ -25,7 +31,11 @@ SHAPE = ModelShape(
 
 
 def strategy(data: int = 1, stages: int = 1, tensor: int = 1) -> Strategy:
-    return Strategy(names=("tensor",), data=data, stages=stages, tensor=tensor)
+    return Parallel(
+        tensor=TensorParallel(degree=tensor),
+        data=DataParallel(degree=data),
+        model=ModelParallel(degree=stages),
+    )
 
 
 def placements(spread: Strategy, shape: ModelShape) -> list[Placement]:
@@ -46,7 +56,7 @@ def test_an_even_split_is_consecutive_complete_and_even(count: int, parts: int) 
 
 
 def test_a_split_of_ones_own_is_kept() -> None:
-    spread = Strategy(names=("model",), stages=3, split=(1, 3, 1))
+    spread = Parallel(model=ModelParallel(degree=3, split=(1, 3, 1)))
     assert stage_layers(spread, 5) == [range(1), range(1, 4), range(4, 5)]
 
 
@@ -154,7 +164,7 @@ def test_members_of_a_group_differ_along_its_axis_only() -> None:
             "a stage needs at least one layer: 6 stages for 5 layers; take at most 5 stages",
         ),
         (
-            Strategy(names=("model",), stages=2, split=(5, 1)),
+            Parallel(model=ModelParallel(degree=2, split=(5, 1))),
             "split must give each of 2 stages at least one of 5 layers, got [5, 1]",
         ),
     ],

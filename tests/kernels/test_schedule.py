@@ -17,7 +17,7 @@ from kernels.pipeline.schedule import (
     order,
     timetable,
 )
-from kernels.placement import Strategy
+from kernels.strategies import DataParallel, Parallel, PipelineParallel, Single
 
 
 @st.composite
@@ -197,10 +197,15 @@ def test_the_idle_share_counts_only_what_lies_in_the_window() -> None:
 
 
 def test_a_generation_holds_what_is_in_flight_in_every_replica() -> None:
-    assert Strategy(names=("single",)).sequences(4) == 4
-    assert Strategy(names=("pipeline",), in_flight=16).sequences(4) == 16
-    assert Strategy(names=("data", "pipeline"), data=2, in_flight=8).sequences(4) == 16
-    assert Strategy(names=("data",), data=3).sequences(4) == 12
+    assert Parallel(single=Single()).sequences(4) == 4
+    assert Parallel(pipeline=PipelineParallel(in_flight=16)).sequences(4) == 16
+    assert (
+        Parallel(
+            data=DataParallel(degree=2), pipeline=PipelineParallel(in_flight=8)
+        ).sequences(4)
+        == 16
+    )
+    assert Parallel(data=DataParallel(degree=3)).sequences(4) == 12
 
 
 @pytest.mark.parametrize(

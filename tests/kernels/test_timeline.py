@@ -10,7 +10,15 @@ import watching
 from ranks import Ranks
 
 from kernels.pipeline.schedule import Flow, bubble, idle_share
-from kernels.placement import Strategy
+from kernels.strategies import (
+    ModelParallel,
+    Parallel,
+    PipelineParallel,
+    Single,
+    Strategy,
+    TensorParallel,
+    ZeroOffload,
+)
 from kernels.timeline import OFF
 from kernels.world import World
 
@@ -32,11 +40,10 @@ def test_nothing_is_noted_where_nobody_watches() -> None:
 def test_the_bubble_of_sleeping_layers_is_that_of_the_schedule(
     schedule: str, stages: int, micro_batches: int, ranks: Callable[[int], Ranks]
 ) -> None:
-    strategy = Strategy(
-        names=("pipeline",),
-        stages=stages,
-        schedule=schedule,
-        micro_batches=micro_batches,
+    strategy = Parallel(
+        pipeline=PipelineParallel(
+            degree=stages, schedule=schedule, micro_batches=micro_batches
+        )
     )
     flow = Flow(
         schedule=schedule,
@@ -73,14 +80,16 @@ def measured_bubble(ranks: Ranks, strategy: Strategy) -> float:
 @pytest.mark.parametrize(
     ("strategy", "layers"),
     [
-        (Strategy(names=("single",)), [range(9)]),
-        (Strategy(names=("model",), stages=2), [range(5), range(5, 9)]),
+        (Parallel(single=Single()), [range(9)]),
+        (Parallel(model=ModelParallel(degree=2)), [range(5), range(5, 9)]),
         (
-            Strategy(names=("pipeline",), stages=2, schedule="async", micro_batches=2),
+            Parallel(
+                pipeline=PipelineParallel(degree=2, schedule="async", micro_batches=2)
+            ),
             [range(5), range(5, 9)],
         ),
-        (Strategy(names=("tensor",), tensor=2), [range(9)] * 2),
-        (Strategy(names=("zero-offload",)), [range(9)]),
+        (Parallel(tensor=TensorParallel(degree=2)), [range(9)] * 2),
+        (Parallel(zero_offload=ZeroOffload()), [range(9)]),
     ],
     ids=lambda value: "+".join(value.names) if isinstance(value, Strategy) else "",
 )
@@ -132,7 +141,7 @@ def test_ranks_of_one_machine_share_their_clock_exactly(
 def test_spans_of_a_gpu_are_the_gpu_s_own_times() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and this machine has none")
-    strategy = Strategy(names=("pipeline",), schedule="async", micro_batches=2)
+    strategy = Parallel(pipeline=PipelineParallel(schedule="async", micro_batches=2))
     world = World(device=torch.device("cuda", 0))
     start_s = time.perf_counter()
     same, spans, late = watching.watched_and_not(world, "nine layers", strategy)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kernels.llama import Llama
-from kernels.placement import Slice, Strategy, owned_slices, place
+from kernels.placement import Slice, owned_slices, place
 from kernels.shapes import KNOWN, ModelShape, tensors
+from kernels.strategies import Parallel, Single
 from kernels.weights import RandomWeights, WeightsError, load_into
 
 SHAPE = ModelShape(
@@ -91,7 +92,7 @@ def on_meta(shape: ModelShape) -> Llama:
 
 
 def slices_of(shape: ModelShape) -> dict[str, Slice]:
-    return owned_slices(place(Strategy(names=("single",)), shape, 0), shape)
+    return owned_slices(place(Parallel(single=Single()), shape, 0), shape)
 
 
 def test_load_into_fills_every_parameter_in_the_wanted_dtype() -> None:

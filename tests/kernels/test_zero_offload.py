@@ -32,26 +32,34 @@ from kernels import memory
 from kernels.generate import Batch, Generation
 from kernels.offload.disk_reader import ReadError
 from kernels.offload.plan import OffloadError, plan_offload
-from kernels.parallelize import StrategyError, spread
-from kernels.placement import Strategy
+from kernels.parallelize import parallelize
+from kernels.strategies import (
+    DataParallel,
+    ModelParallel,
+    Parallel,
+    PipelineParallel,
+    Single,
+    Strategy,
+    StrategyError,
+    TensorParallel,
+    ZeroOffload,
+)
 from kernels.timeline import watched
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
 
-SINGLE = Strategy(names=("single",))
+SINGLE = Parallel(single=Single())
 
 
 def offload(
     *, data: int = 1, stages: int = 1, tensor: int = 1, **options: Any
 ) -> Strategy:
-    named = {"data": data, "model": stages, "tensor": tensor}
-    names = tuple(name for name, degree in named.items() if degree > 1)
-    return Strategy(
-        names=(*names, "zero-offload"),
-        data=data,
-        stages=stages,
-        tensor=tensor,
-        **options,
+    split = options.pop("split", None)
+    return Parallel(
+        data=DataParallel(degree=data),
+        model=ModelParallel(degree=stages, split=split),
+        tensor=TensorParallel(degree=tensor),
+        zero_offload=ZeroOffload(**options),
     )
 
 
@@ -127,7 +135,7 @@ def test_with_shards_each_rank_streams_its_own(
 def test_a_tensor_shard_gives_the_bits_it_gives_without_offload(
     ranks: Callable[[int], Ranks],
 ) -> None:
-    kept = Strategy(names=("tensor",), tensor=2)
+    kept = Parallel(tensor=TensorParallel(degree=2))
     world = ranks(2)
     for one, other in zip(
         world.run(answers, SHAPES["gqa"], kept),
@@ -190,7 +198,7 @@ def test_outside_its_turn_a_layer_has_no_weights_to_compute_with() -> None:
 
 def test_weight_bytes_count_what_waits_too() -> None:
     weights = random_weights(SHAPES["qwen2"], torch.float32)
-    single = spread(SHAPES["qwen2"], SINGLE, World(), torch.float32, weights)
+    single = parallelize(SHAPES["qwen2"], SINGLE, World(), torch.float32, weights)
     for strategy in (offload(), offload(resident=1.0)):
         offloads = engine(strategy, "qwen2")
         assert offloads.weight_bytes == single.weight_bytes
@@ -199,7 +207,7 @@ def test_weight_bytes_count_what_waits_too() -> None:
 
 def test_the_progress_of_loading_ends_at_its_whole() -> None:
     told: list[tuple[int, int]] = []
-    spread(
+    parallelize(
         SHAPES["gqa"],
         offload(resident=0.5),
         World(),
@@ -274,7 +282,7 @@ def test_an_error_while_loading_gives_everything_back(
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        spread(
+        parallelize(
             SHAPES["gqa"],
             offload(source="disk"),
             World(),
@@ -316,7 +324,7 @@ def test_under_a_budget_layers_leave_the_device_where_a_batch_needs_the_room() -
     )
     assert all(offloads.streamer.plan.is_resident)
     weights = random_weights(SHAPES["gqa"], torch.float32)
-    single = spread(SHAPES["gqa"], SINGLE, World(), torch.float32, weights)
+    single = parallelize(SHAPES["gqa"], SINGLE, World(), torch.float32, weights)
     long = Batch.of([[1 + row, 2, 3] for row in range(256)], length=180)
     generation = Generation(new_tokens=2)
     with pytest.raises(OffloadError, match="memory_budget_bytes"):
@@ -350,8 +358,9 @@ def test_a_budget_below_the_process_itself_is_refused() -> None:
 
 
 def test_a_pipeline_s_schedule_does_not_go_with_offload() -> None:
-    strategy = Strategy(
-        names=("pipeline", "zero-offload"), stages=1, schedule="async", micro_batches=2
+    strategy = Parallel(
+        pipeline=PipelineParallel(degree=1, schedule="async", micro_batches=2),
+        zero_offload=ZeroOffload(),
     )
     with pytest.raises(StrategyError, match="zero-offload"):
         engine(strategy)

@@ -12,7 +12,7 @@ from kernels import timeline
 from kernels.cache import Step
 from kernels.engine import Engine
 from kernels.generate import Batch, Generation
-from kernels.parallelize import spread
+from kernels.parallelize import parallelize
 from kernels.placement import Strategy
 from kernels.spans import Span, busy
 from kernels.timeline import clock_offset_s, watched
@@ -36,7 +36,7 @@ def sleeping(
 ) -> list[Span]:
     """The spans of a generation whose stages take `stage_s` for any micro-batch."""
     shape = SHAPES["nine layers"]
-    engine = spread(
+    engine = parallelize(
         shape, strategy, world, torch.float32, random_weights(shape, torch.float32)
     )
     sleepers = {layer: Sleeper() for layer in engine.model.layers}

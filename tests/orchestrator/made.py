@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape
+from kernels.strategies import PARTS, Parallel
 from orchestrator.case import Case
 from orchestrator.record import RankFacts, Record, Sample
 from orchestrator.study.files import Study
@@ -19,10 +19,10 @@ START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 def a_case(name: str = "tensor", gpus: int = 1, **changes: Any) -> Case:
     """A case of a toy model with random weights."""
-    degrees = {"tensor": gpus} if name == "tensor" else {"stages": gpus}
+    strategy = Parallel(**{name.replace("-", "_"): PARTS[name]()})
     values = {
         "model": "toy", "random": SHAPE, "label": name, "gpus": gpus,
-        "strategy": Strategy(names=(name,), **degrees), "batch_size": 2,
+        "strategy": strategy.resolve(gpus, batch_size=2), "batch_size": 2,
         "new_tokens": 3, "dtype": "float32",
     }  # fmt: skip
     return Case(**(values | changes))

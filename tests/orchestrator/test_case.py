@@ -8,14 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kernels.placement import Strategy
 from kernels.shapes import KNOWN, ModelShape
+from kernels.strategies import (
+    ModelParallel,
+    Parallel,
+    PipelineParallel,
+    Strategy,
+    TensorParallel,
+    ZeroOffload,
+)
 from orchestrator.case import Case
 
 TOY = ModelShape(
     dim=64, n_layers=4, n_heads=8, n_kv_heads=4, ffn_dim=128, vocab_size=256
 )
-TENSOR = Strategy(names=("tensor",), tensor=2)
+TENSOR = Parallel(tensor=TensorParallel(degree=2))
 
 
 def case(**values: Any) -> Case:
@@ -39,12 +46,11 @@ def case(**values: Any) -> Case:
         ),
         (
             case(
-                strategy=Strategy(
-                    names=("pipeline", "tensor"),
-                    stages=2,
-                    tensor=2,
-                    schedule="async",
-                    micro_batches=4,
+                strategy=Parallel(
+                    pipeline=PipelineParallel(
+                        degree=2, schedule="async", micro_batches=4
+                    ),
+                    tensor=TensorParallel(degree=2),
                 ),
                 gpus=4,
             ),
@@ -94,12 +100,10 @@ def test_a_field_added_with_a_default_does_not_rename_finished_cases(of: type) -
 
 
 def test_a_case_survives_json_with_all_it_may_hold() -> None:
-    spread = Strategy(
-        names=("zero-offload",),
-        tensor=2,
-        resident="auto",
-        split=(3, 1),
-        memory_budget_bytes=8,
+    spread = Parallel(
+        zero_offload=ZeroOffload(resident="auto", memory_budget_bytes=8),
+        tensor=TensorParallel(degree=2),
+        model=ModelParallel(split=(3, 1)),
     )
     for shape in (TOY, KNOWN["llama-3.2-1b"], KNOWN["mistral-7b-v0.1"]):
         made = case(strategy=spread, random=shape)

@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from kernels.placement import Strategy
 from kernels.shapes import KNOWN
+from kernels.strategies import Parallel, TensorParallel, ZeroOffload
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import (
     PROFILES,
@@ -31,7 +31,7 @@ def case_of(gpus: int) -> Case:
         model="llama-2-7b",
         random=KNOWN["llama-2-7b"],
         label="tensor",
-        strategy=Strategy(names=("tensor",), tensor=gpus),
+        strategy=Parallel(tensor=TensorParallel(degree=gpus)),
         gpus=gpus,
     )
 
@@ -126,7 +126,7 @@ def test_weights_that_wait_in_main_memory_ask_for_more_than_the_share_of_a_gpu()
         model="llama-2-70b",
         random=KNOWN["llama-2-70b"],
         label="zero-offload",
-        strategy=Strategy(names=("zero-offload",)),
+        strategy=Parallel(zero_offload=ZeroOffload()),
         gpus=1,
     )
     assert 129 < resources(profile, large).memory_mib / 1024 <= 480

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from kernels.placement import Strategy, owned_slices, place
+from kernels.placement import owned_slices, place
 from kernels.shapes import KNOWN, ModelShape, kv_bytes_per_token, weight_bytes
+from kernels.strategies import Parallel, PipelineParallel, Single, TensorParallel
 from orchestrator.case import Case
 from orchestrator.forecast import PROCESS_BYTES, Forecast, forecast, misfit
 from orchestrator.grids.strategies import Written
@@ -73,7 +74,9 @@ def test_what_the_ranks_hold_adds_up_to_the_model(strategy: str, model: str) -> 
 
 
 def test_the_forecast_is_made_of_the_slices_that_a_rank_really_loads() -> None:
-    spread = Strategy(names=("pipeline", "tensor"), stages=2, tensor=2)
+    spread = Parallel(
+        pipeline=PipelineParallel(degree=2), tensor=TensorParallel(degree=2)
+    )
     found = need({"tensor": 2, "pipeline": {}}, 4, dtype="float32")
     for rank in found.ranks:
         slices = owned_slices(place(spread, TOY, rank.rank), TOY)
@@ -183,19 +186,19 @@ def test_a_budget_below_the_least_that_is_needed_is_a_misfit() -> None:
 def test_a_real_engine_holds_what_was_forecast() -> None:
     import torch
 
-    from kernels.parallelize import spread
+    from kernels.parallelize import parallelize
     from kernels.weights import RandomWeights
     from kernels.world import World
 
     world = World.from_environment(device=torch.device("cpu"))
-    single = Strategy(names=("single",))
+    single = Parallel(single=Single())
     for shape in (TOY, KNOWN["llama-3.2-1b"]):
         small = ModelShape(
             dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=130,
             tied_embeddings=shape.tied_embeddings,
         )  # fmt: skip
         weights = RandomWeights(small, 0, torch.float32)
-        engine = spread(small, single, world, torch.float32, weights)
+        engine = parallelize(small, single, world, torch.float32, weights)
         (rank,) = need("single", 1, small, dtype="float32", new_tokens=64).ranks
         assert rank.weight_bytes == engine.weight_bytes
         assert rank.cache_bytes == engine.new_lane(4, 128).num_bytes

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kernels.placement import Strategy
 from kernels.shapes import KNOWN, ModelShape
+from kernels.strategies import Parallel, Single
 from orchestrator.case import Case
 from orchestrator.errors import InputError
 from orchestrator.models import (
@@ -27,7 +27,7 @@ HF = {
 
 
 def case(model: str = "mine", **values: Any) -> Case:
-    single = Strategy(names=("single",))
+    single = Parallel(single=Single())
     return Case(model=model, label="single", strategy=single, gpus=1, **values)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kernels.placement import Strategy
 from kernels.shapes import KNOWN
+from kernels.strategies import Parallel, TensorParallel
 from orchestrator.case import Case
 from orchestrator.checkout import checkout
 from orchestrator.clusters.cluster import cluster_names, load_cluster
@@ -27,7 +27,7 @@ def case_of(gpus: int) -> Case:
         model="llama-2-7b",
         random=KNOWN["llama-2-7b"],
         label="tensor",
-        strategy=Strategy(names=("tensor",), tensor=gpus),
+        strategy=Parallel(tensor=TensorParallel(degree=gpus)),
         gpus=gpus,
     )
 
