@@ -1,4 +1,4 @@
-"""Durations, sizes and counts as people write them, and as Slurm wants them."""
+"""Durations, sizes and counts, as people and as Slurm write them."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""One site's facts, as data: what a case needs there, in Slurm's words.
+"""One site's facts as data: what a job asks of Slurm there.
 
 A profile is a YAML file in jobs/clusters/ or anywhere else; `extends:` names the profile that
-it changes a little. Nothing here asks Slurm; `orchestrator.clusters.detect` finds out where we are.
+it changes. Nothing here asks Slurm; `orchestrator.clusters.detect` finds out which site this is.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ class Cluster(BaseModel):
     """tested: run by us; documented: from the site's own pages; unverified: from other sources."""
     sources: list[Line] = []
     notes: list[Line] = []
-    """What a person should know before using it."""
+    """What to know before using it."""
     detect: Detect = Detect()
 
     devices: dict[Line, Device] = {}
@@ -83,7 +83,7 @@ class Cluster(BaseModel):
     srun_options: list[Line] = []
     """Further options of srun, such as `--mpi=pmi2`."""
     exclude_nodes: list[Line] = []
-    """Nodes that jobs shall not get."""
+    """Nodes that jobs must not get."""
     mail: Mail | None = None
 
     case_time_s: Duration = Field(default=1800, alias="case_time")
@@ -98,7 +98,7 @@ class Cluster(BaseModel):
     """Interpreter on the compute nodes; null: the one that runs `orch`."""
     rendezvous: Rendezvous = Rendezvous()
     poll_s: Duration = Field(default=30, alias="poll")
-    """Slurm is not asked again before this."""
+    """Seconds between two questions to Slurm, at least."""
     submit_s: Duration = Field(default=60, alias="submit_timeout")
     """How long sbatch may take."""
     scratch: Line | None = None
@@ -170,14 +170,14 @@ def cluster_names() -> list[str]:
 
 
 def load_cluster(name: str | Path, changes: dict[str, Any] | None = None) -> Cluster:
-    """The profile of that name, or in that file.
+    """Load the profile of that name, or in that file.
 
     Args:
         name: of `cluster_names()`, or a path (with a slash, or ending in .yaml).
         changes: further keys, as if written in a file that extends the profile.
 
     Raises:
-        InputError: there is none, or it says something that cannot be right.
+        InputError: there is none, or every schema error that it has.
     """
     document = read_marked(_file(name))
     described = _merged(_with_bases(document, ()), changes or {})

@@ -1,4 +1,4 @@
-"""Which site is this? Asked of the environment, Slurm's configuration file, then Slurm itself."""
+"""Detect the site: from the environment, Slurm's configuration file, then Slurm itself."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _CLUSTER_NAME = re.compile(r"(?im)^\s*ClusterName\s*=\s*(\S+)")
 
 
 def detect(environment: dict[str, str] | None = None) -> Cluster:
-    """The profile of this site; `slurm` where Slurm is but nobody knows it; else `local`."""
+    """Return this site's profile; `slurm` for a Slurm that no profile names, else `local`."""
     known = dict(os.environ) if environment is None else environment
     name = slurm_cluster_name(known)
     host = socket.gethostname()
@@ -26,7 +26,7 @@ def detect(environment: dict[str, str] | None = None) -> Cluster:
 
 
 def slurm_cluster_name(environment: dict[str, str]) -> str | None:
-    """Slurm's ClusterName in lower case, or None where no Slurm is configured.
+    """Return Slurm's ClusterName in lower case, or None where no Slurm is configured.
 
     A controller that is down still leaves the configuration file, so the site is known.
     """

@@ -1,4 +1,4 @@
-"""What this machine has: GPUs and main memory. Never touches CUDA itself."""
+"""GPUs and main memory of this machine, without touching CUDA."""
 
 import functools
 import subprocess

@@ -69,8 +69,6 @@ class Route(Strict):
     devices: list[Line] | None = None
     """Null: all."""
     max_nodes: PositiveInt | None = None
-    account_suffix: str = ""
-    """Appended to the account (Anvil, Delta)."""
     on_request: bool = False
     """Taken only where a person names its partition or QOS."""
 

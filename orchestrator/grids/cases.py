@@ -1,6 +1,6 @@
 """Turn a point of the grid into a Case, or say why there can be none.
 
-Every rule that joins several fields stands here: the model must be there, the strategy must fit
+Every rule that joins several fields is here: the model must be there, the strategy must fit
 it and the GPUs, prompts and new tokens its context. Each problem is noted with the way out.
 """
 
@@ -210,15 +210,14 @@ class CaseMaker:
         if prompts == RANDOM or prompts in self._prompts:
             return self._prompts.get(prompts, True)
         try:
-            self._prompts[prompts] = local_path(prompts).is_file()
+            is_there = local_path(prompts).is_file()
             what = f"there is no file {local_path(prompts)}"
         except InputError as error:
-            self._prompts[prompts], what = False, str(error)
-        if not self._prompts[prompts]:
-            if self._dry_run:
-                self.notes[what] = None
-                self._prompts[prompts] = True
-            else:
-                loc = point["prompts"].loc if "prompts" in point else ()
-                self._document.problem(loc, f"prompts: {what}; correct the path")
+            is_there, what = False, str(error)
+        if not is_there and self._dry_run:
+            self.notes[what] = None
+        elif not is_there:
+            loc = point["prompts"].loc if "prompts" in point else ()
+            self._document.problem(loc, f"prompts: {what}; correct the path")
+        self._prompts[prompts] = is_there or self._dry_run
         return self._prompts[prompts]

@@ -1,4 +1,4 @@
-"""Partial matches of cases: what exclude takes out and what a subset takes.
+"""Partial matches of cases: what `exclude` drops and what a subset keeps.
 
 A pattern matches a case that has, in every field the pattern names, one of its values. A
 strategy agrees where it is made of the same parts with every option that the pattern writes.

@@ -63,7 +63,7 @@ def resources(cluster: Cluster, case: Case, cases_per_job: int = 1) -> Resources
         constraint=device.constraint,
         partition=route.partition,
         qos=route.qos,
-        account=_account(cluster, route),
+        account=_account(cluster),
     )
 
 
@@ -135,17 +135,13 @@ def _words(route: Route) -> str:
     return ", ".join(filter(None, parts)) or "Slurm's default"
 
 
-def _account(cluster: Cluster, route: Route) -> str | None:
-    if cluster.account is None:
-        if cluster.account_required:
-            raise InputError(
-                f"{cluster.name} takes no job without an account: write a profile with "
-                f"`extends: {cluster.name}` and `account: …`, and give its path as the cluster"
-            )
-        return None
-    suffix = route.account_suffix
-    named = cluster.account
-    return named if named.endswith(suffix) else named + suffix
+def _account(cluster: Cluster) -> str | None:
+    if cluster.account is None and cluster.account_required:
+        raise InputError(
+            f"{cluster.name} takes no job without an account: write a profile with "
+            f"`extends: {cluster.name}` and `account: …`, and give its path as the cluster"
+        )
+    return cluster.account
 
 
 def _gpus(cluster: Cluster, device: Device, nodes: int, ranks: int) -> str | None:

@@ -13,9 +13,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kernels.shapes import KNOWN
 from orchestrator.case import Case
 from orchestrator.errors import InputError
 from orchestrator.grids.grid import Grid, load_grid
+from orchestrator.models import shape_of
 
 TOY = {
     "dim": 64,
@@ -233,6 +235,15 @@ def test_a_random_model_may_have_a_known_shape(tmp_path: Path) -> None:
     assert case.random.rope_scaling is not None
     assert case.model_seed == 5
     assert Case.model_validate_json(case.model_dump_json()) == case
+
+
+def test_the_shape_of_each_model_is_handed_on(tmp_path: Path) -> None:
+    models = {"toy": {"random": TOY}, "big": {"random": "llama-2-7b"}}
+    axes = {"model": ["toy", "llama-2-13b", "big"], "strategy": "single", "gpus": 1}
+    grid = load(tmp_path, {"models": models, "axes": axes}, dry_run=True)
+    assert grid.shapes == {case.model: shape_of(case) for case in grid.cases}
+    assert grid.shapes["big"] is KNOWN["llama-2-7b"]
+    assert grid.shapes["llama-2-13b"].n_layers == 40
 
 
 def test_models_without_a_tokenizer_take_random_prompts(tmp_path: Path) -> None:

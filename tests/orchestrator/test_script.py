@@ -45,10 +45,10 @@ SCRIPTS = {
     "sol-debug": lambda: script_of("sol", 1, 1, qos="debug", case_time="10min"),
     "sol-mig-slice": lambda: script_of("sol", 1, 1, device="a100-20"),
     "sol-cpu": lambda: script_of("sol", 4, 1, device="cpu", case_time="6h"),
-    "perlmutter": lambda: script_of("perlmutter", 2, 3, account="m1234"),
+    "perlmutter": lambda: script_of("perlmutter", 2, 3, account="m1234_g"),
     "lonestar6": lambda: script_of("lonestar6", 2, 1),
     "juwels-two-nodes": lambda: script_of("juwels-booster", 8, 1, account="x"),
-    "anvil-requeue": lambda: script_of("anvil", 1, 1, account="abc", requeue=True),
+    "anvil-requeue": lambda: script_of("anvil", 1, 1, account="abc-gpu", requeue=True),
     "slurm-anywhere": lambda: script_of("slurm", gpus=4, jobs=1),
 }
 
