@@ -10,25 +10,16 @@ at its default by its value, or as `label` in the field's metadata says.
 A strategy of a grid may leave one degree open; `resolve` fills it in for a number of GPUs.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from math import prod
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 from annotated_types import Ge, Le, MinLen
 
-# pydantic, which kernels do not import, validates these classes by this configuration.
-_VALIDATION = {
-    "strict": True,
-    "extra": "forbid",
-    "use_attribute_docstrings": True,
+# How pydantic, which kernels do not import, validates these classes.
+_STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
+_STRICT_BY_GRID_NAME = _STRICT | {
     "alias_generator": lambda name: name.replace("_", "-"),
     "populate_by_name": True,
-}
-_OPTIONS_VALIDATION = {
-    "strict": True,
-    "extra": "forbid",
-    "use_attribute_docstrings": True,
 }
 
 Count = Annotated[int, Ge(1)]
@@ -38,18 +29,18 @@ class StrategyError(ValueError):
     """A strategy that contradicts itself, the number of GPUs, or the model."""
 
 
+class _Options:
+    __pydantic_config__ = _STRICT
+
+
 @dataclass(frozen=True, kw_only=True)
-class Single:
+class Single(_Options):
     """One GPU, the whole model."""
 
-    __pydantic_config__: ClassVar[Any] = _OPTIONS_VALIDATION
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelParallel:
+class ModelParallel(_Options):
     """Whole layers on each GPU, one GPU at work at a time."""
-
-    __pydantic_config__: ClassVar[Any] = _OPTIONS_VALIDATION
 
     degree: Count | None = None
     """Number of stages; default: what the other parts leave of `gpus`."""
@@ -89,20 +80,16 @@ class PipelineParallel(ModelParallel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorParallel:
+class TensorParallel(_Options):
     """Heads, feed-forward columns and vocabulary rows of each layer over the GPUs."""
-
-    __pydantic_config__: ClassVar[Any] = _OPTIONS_VALIDATION
 
     degree: Count | None = None
     """Number of shards; default: what the other parts leave of `gpus`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroOffload:
+class ZeroOffload(_Options):
     """Weights streamed to the GPU layer by layer; on several GPUs each streams its shard."""
-
-    __pydantic_config__: ClassVar[Any] = _OPTIONS_VALIDATION
 
     resident: Annotated[float, Ge(0), Le(1)] | Literal["auto"] = field(
         default=0.0, metadata={"label": "resident {}"}
@@ -122,30 +109,21 @@ class ZeroOffload:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataParallel:
+class DataParallel(_Options):
     """Independent replicas, each with a batch of its own."""
-
-    __pydantic_config__: ClassVar[Any] = _OPTIONS_VALIDATION
 
     degree: Count | None = None
     """Number of replicas; default: what the other parts leave of `gpus`."""
 
 
-Part = (
-    Single
-    | ModelParallel
-    | PipelineParallel
-    | TensorParallel
-    | ZeroOffload
-    | DataParallel
-)
+Part = Single | ModelParallel | TensorParallel | ZeroOffload | DataParallel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """Our engine, with one strategy or a combination of several."""
 
-    __pydantic_config__: ClassVar[Any] = _VALIDATION
+    __pydantic_config__: ClassVar[Any] = _STRICT_BY_GRID_NAME
 
     single: Single | None = None
     model: ModelParallel | None = None
@@ -179,20 +157,13 @@ class Parallel:
     @property
     def parts(self) -> dict[str, Part]:
         """Name as in a grid → options, in the order of `NAMES`."""
-        found = {name: getattr(self, _attribute(name)) for name in NAMES}
+        found = {name: getattr(self, attribute(name)) for name in NAMES}
         return {name: part for name, part in found.items() if part is not None}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its parts."""
         return tuple(self.parts)
-
-    @property
-    def label(self) -> str:
-        """What tables show: the same for every number of GPUs and order of writing."""
-        parts = self.parts
-        words = (_label(name, parts[name]) for name in _LABEL_ORDER if name in parts)
-        return "+".join(words)
 
     # What every kind of strategy tells a case, a peer engine's too.
 
@@ -217,29 +188,11 @@ class Parallel:
     @property
     def open_degrees(self) -> list[str]:
         """Parts whose degree depends on the number of GPUs."""
-        degrees = _degrees(self)
+        degrees = degrees_of(self)
         closed = None not in degrees.values() and "tensor" not in degrees
         if "zero-offload" in self.names and closed:
             return ["tensor"]  # plain zero-offload on several GPUs
         return [name for name, degree in degrees.items() if degree is None]
-
-    def resolve(self, gpus: int, batch_size: int) -> Self:
-        """The strategy on this many GPUs: every degree, and what follows from the batch, set.
-
-        What equals the default stays at the default, so that it does not change a case id.
-
-        Raises:
-            StrategyError: the degrees cannot multiply to `gpus`.
-        """
-        degrees = _closed_degrees(self, gpus)
-        parts: dict[str, Any] = dict(self.parts)
-        for name, degree in degrees.items():
-            if name in parts or degree > 1:
-                parts[name] = replace(parts.get(name, PARTS[name]()), degree=degree)
-        if self.pipeline is not None:
-            stages = degrees["pipeline"]
-            parts["pipeline"] = _with_batch(self.pipeline, stages, batch_size)
-        return type(self)(**{_attribute(name): part for name, part in parts.items()})
 
     @property
     def replicas(self) -> int:
@@ -296,13 +249,15 @@ class Parallel:
 
     def with_split(self, split: tuple[int, ...]) -> Self:
         """The same with these layers for each stage."""
-        staged = self._staged
-        assert staged is not None
-        part = replace(staged, split=split, balance="equal")
-        return replace(self, **{_name_of(part): part})  # type: ignore[arg-type]
+        if self.pipeline:
+            pipeline = replace(self.pipeline, split=split, balance="equal")
+            return replace(self, pipeline=pipeline)
+        assert self.model is not None
+        return replace(self, model=replace(self.model, split=split, balance="equal"))
 
 
-def _attribute(name: str) -> str:
+def attribute(name: str) -> str:
+    """The field of `Parallel` for a name in a grid."""
     return name.replace("-", "_")
 
 
@@ -310,46 +265,15 @@ Strategy = Parallel
 """What runs a case. A peer engine, with options of its own, is one more member of a union."""
 
 NAMES = tuple(each.name.replace("_", "-") for each in fields(Parallel))
-_LABEL_ORDER = ("single", "data", "tensor", "model", "pipeline", "zero-offload")
 PARTS: dict[str, type[Any]] = {
-    name: get_args(get_type_hints(Parallel)[_attribute(name)])[0] for name in NAMES
+    name: get_args(get_type_hints(Parallel)[attribute(name)])[0] for name in NAMES
 }
 """Name as in a grid → its options."""
-
-
-def spelled_out(given: Any) -> Mapping[str, Any]:
-    """A strategy as a grid may write it, with every short form written out.
-
-    >>> spelled_out("tensor"), spelled_out({"tensor": 2, "pipeline": None})
-    ({'tensor': {}}, {'tensor': {'degree': 2}, 'pipeline': {}})
-
-    Raises:
-        StrategyError: it is neither a name nor a mapping.
-    """
-    if isinstance(given, str):
-        return {given: {}}
-    if not isinstance(given, Mapping):
-        raise StrategyError(
-            "a strategy is a name, {name: degree} or {name: {option: value}}"
-        )
-    return {name: _spelled_out_part(name, options) for name, options in given.items()}
-
-
-def _spelled_out_part(name: str, options: Any) -> Any:
-    if options is None:
-        return {}
-    if has_degree(name) and isinstance(options, int):
-        return {"degree": options}
-    return options
 
 
 def has_degree(name: str) -> bool:
     """Whether the part of that name has a degree."""
     return name in PARTS and "degree" in {each.name for each in fields(PARTS[name])}
-
-
-def _name_of(part: Part) -> str:
-    return next(name for name, kind in PARTS.items() if kind is type(part))
 
 
 def _changed(part: Part) -> list[str]:
@@ -358,7 +282,8 @@ def _changed(part: Part) -> list[str]:
     ]
 
 
-def _degrees(strategy: Parallel) -> dict[str, int | None]:
+def degrees_of(strategy: Parallel) -> dict[str, int | None]:
+    """Part → its degree, or None if it is open; parts without a degree are left out."""
     degrees: dict[str, int | None] = {}
     for name, part in strategy.parts.items():
         if has_degree(name):
@@ -366,52 +291,3 @@ def _degrees(strategy: Parallel) -> dict[str, int | None]:
             degree = getattr(part, "degree", None)
             degrees[name] = degree or (len(split) if split else None)
     return degrees
-
-
-def _closed_degrees(strategy: Parallel, gpus: int) -> dict[str, int]:
-    degrees = {name: degree for name, degree in _degrees(strategy).items() if degree}
-    known = prod(degrees.values())
-    product = " × ".join(f"{name} {degree}" for name, degree in degrees.items())
-    still_open = strategy.open_degrees
-    if strategy.single and gpus > 1:
-        raise StrategyError(f"single runs on one GPU, and gpus is {gpus}")
-    if gpus % known or (not still_open and known != gpus):
-        rule = "divide" if still_open else "multiply to"
-        raise StrategyError(f"the degrees must {rule} gpus: {product} for gpus {gpus}")
-    return degrees | dict.fromkeys(still_open, gpus // known)
-
-
-def _with_batch(
-    pipeline: PipelineParallel, stages: int, batch_size: int
-) -> PipelineParallel:
-    in_flight = pipeline.in_flight if pipeline.in_flight != batch_size else None
-    micro = pipeline.micro_batches or min(stages, in_flight or batch_size)
-    prefill = pipeline.prefill_micro_batches
-    return replace(
-        pipeline,
-        degree=stages,
-        micro_batches=micro,
-        prefill_micro_batches=None if prefill == micro else prefill,
-        in_flight=in_flight,
-    )
-
-
-def _label(name: str, part: Part) -> str:
-    degree = getattr(part, "degree", None)
-    return " ".join([f"{name}{degree or ''}", *_option_labels(part)])
-
-
-def _option_labels(part: Part) -> Iterator[str]:
-    for each in fields(part):
-        value = getattr(part, each.name)
-        if each.name != "degree" and value != each.default:
-            yield each.metadata.get("label", "{}").format(_shown(each.name, value))
-
-
-def _shown(option: str, value: Any) -> str:
-    if isinstance(value, tuple):
-        return "-".join(map(str, value))
-    if option.endswith("_bytes"):
-        unit, name = (2**30, "GiB") if value >= 2**30 else (2**20, "MiB")
-        return f"{value / unit:g}{name}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ INTEGERS = {
     "kernels.checkpoints.configs",
     "kernels.offload.plan",
     "kernels.placement",
+    "kernels.strategies",
     "kernels.pipeline.schedule",
     "kernels.pipeline.partition",
     "kernels.pipeline.layer_costs",

@@ -17,6 +17,7 @@ from orchestrator.case import Case
 from orchestrator.errors import InputError, nearest
 from orchestrator.grids.points import Point
 from orchestrator.grids.schema import FIELDS, GridFile, ModelEntry
+from orchestrator.grids.strategies import label_of, resolve
 from orchestrator.models import (
     checkpoint_shape,
     is_here,
@@ -70,7 +71,7 @@ class CaseMaker:
         if not sound or prompts is None:
             return None
         values = {name: point[name].value for name in FIELDS if name in point}
-        label = values["strategy"].label
+        label = label_of(values["strategy"])
         own = {"label": label, "prompts": prompts, "strategy": strategy}
         return Case(**(values | own | model.source))
 
@@ -136,7 +137,7 @@ class CaseMaker:
         key = (id(written), gpus, batch_size)
         if key not in self._resolved:
             try:
-                self._resolved[key] = written.resolve(gpus, batch_size)
+                self._resolved[key] = resolve(written, gpus, batch_size)
             except StrategyError as error:
                 self._resolved[key] = None
                 self._refuse(point, "strategy", str(error), ("strategy", "gpus"))

@@ -20,7 +20,7 @@ from pydantic import (
 from kernels.shapes import KNOWN, ModelShape
 from orchestrator.case import Case
 from orchestrator.errors import nearest
-from orchestrator.grids.strategies import Written
+from orchestrator.grids.strategies import Written, add_short_forms
 from orchestrator.schema_errors import FOLDER, LINE, NAME
 
 FIELDS = (
@@ -143,6 +143,7 @@ class GridFile(_Strict):
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a grid file, for editors."""
     schema = GridFile.model_json_schema()
+    add_short_forms(schema["$defs"])
     _tidy(schema)
     return schema | {"title": "orch grid"}
 

@@ -19,6 +19,7 @@ from kernels.shapes import ModelShape
 from kernels.strategies import PARTS, Parallel
 from kernels.weights import RandomWeights
 from orchestrator.case import Case
+from orchestrator.grids.strategies import resolve
 from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.record import Heartbeat, Record, read_record
 from orchestrator.study.files import Study
@@ -33,7 +34,7 @@ LONG = 100_000
 
 
 def case(name: str, ranks: int, **more: Any) -> Case:
-    strategy = Parallel(**{name: PARTS[name]()}).resolve(ranks, batch_size=2)
+    strategy = resolve(Parallel(**{name: PARTS[name]()}), ranks, batch_size=2)
     defaults: dict[str, Any] = {
         "model": "toy", "random": SHAPE, "dtype": "float32", "batch_size": 2,
         "prompt_tokens": 6, "new_tokens": 5, "repeats": 2,

@@ -13,7 +13,14 @@ from kernels.llama import Attention, Llama
 from kernels.parallelize import cut, parallelize
 from kernels.placement import axis_groups, owned_slices, place
 from kernels.shapes import KNOWN, ModelShape, num_elements, tensors, weight_bytes
-from kernels.strategies import ModelParallel, Parallel, Single, Strategy, TensorParallel
+from kernels.strategies import (
+    ModelParallel,
+    Parallel,
+    Single,
+    Strategy,
+    StrategyError,
+    TensorParallel,
+)
 from kernels.world import Group, World
 
 

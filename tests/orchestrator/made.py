@@ -7,6 +7,7 @@ from typing import Any
 from kernels.shapes import ModelShape
 from kernels.strategies import PARTS, Parallel
 from orchestrator.case import Case
+from orchestrator.grids.strategies import resolve
 from orchestrator.record import RankFacts, Record, Sample
 from orchestrator.study.files import Study
 from orchestrator.study.ledger import Entry, LedgerWriter
@@ -22,7 +23,7 @@ def a_case(name: str = "tensor", gpus: int = 1, **changes: Any) -> Case:
     strategy = Parallel(**{name.replace("-", "_"): PARTS[name]()})
     values = {
         "model": "toy", "random": SHAPE, "label": name, "gpus": gpus,
-        "strategy": strategy.resolve(gpus, batch_size=2), "batch_size": 2,
+        "strategy": resolve(strategy, gpus, batch_size=2), "batch_size": 2,
         "new_tokens": 3, "dtype": "float32",
     }  # fmt: skip
     return Case(**(values | changes))

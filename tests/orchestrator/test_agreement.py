@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.strategies import Parallel, PipelineParallel
 from orchestrator.commands.collect import print_table
 from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.agreement import complaint, ids_agree, void
@@ -63,9 +64,7 @@ def test_what_changes_no_id_does_not_part_the_work(of: dict[str, object]) -> Non
 
 
 def test_sequences_in_flight_are_compared_with_a_batch_of_as_many() -> None:
-    deep = a_case("pipeline", 2).strategy.__class__(
-        names=("pipeline",), stages=2, in_flight=4
-    )
+    deep = Parallel(pipeline=PipelineParallel(degree=2, in_flight=4))
     found = [
         ran(SAME, "pipeline", 2, strategy=deep, batch_size=2),
         ran(SAME, "single", batch_size=4), ran(OTHER, "single", batch_size=2),

@@ -1,7 +1,6 @@
 """Cluster profiles: their schema, what they make of a case, and how the site is known."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def test_weights_that_wait_in_main_memory_ask_for_more_than_the_share_of_a_gpu()
         gpus=1,
     )
     assert 129 < resources(profile, large).memory_mib / 1024 <= 480
-    in_files = replace(large.strategy, source="disk")
+    in_files = Parallel(zero_offload=ZeroOffload(source="disk"))
     on_disk = large.model_copy(update={"strategy": in_files})
     assert resources(profile, on_disk).memory_mib == 120 * 1024
 

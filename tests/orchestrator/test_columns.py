@@ -2,10 +2,19 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from kernels.strategies import (
+    PARTS,
+    ModelParallel,
+    Parallel,
+    PipelineParallel,
+    ZeroOffload,
+)
+from orchestrator.case import Case
 from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.columns import COLUMNS, long_row, options
 from orchestrator.tables.metrics import FACTS, METRICS
@@ -16,9 +25,9 @@ DICTIONARY = Path(__file__).parents[2] / "results" / "README.md"
 CASE = a_case(gpus=2)
 
 
-def ok() -> CaseStatus:
+def ok(case: Case = CASE) -> CaseStatus:
     return CaseStatus(
-        case_id=CASE.case_id, status="ok", case=CASE, record=a_record(CASE), attempt=1
+        case_id=case.case_id, status="ok", case=case, record=a_record(case), attempt=1
     )
 
 
@@ -69,7 +78,7 @@ def test_an_ok_case_has_its_numbers() -> None:
     assert row["ttft_s_mean"] == 2.0
     assert row["ttft_s_ci95_low"] == pytest.approx(2 - 4.303 / 3**0.5)
     assert row["peak_memory_bytes"] == 1001
-    assert row["tensor"] == 2
+    assert row["shards"] == 2
 
 
 @pytest.mark.parametrize("status", ["oom", "invalid", "failed"])
@@ -108,7 +117,17 @@ def test_a_plain_strategy_has_no_options() -> None:
 
 
 def test_further_options_are_told_as_json() -> None:
-    spread = a_case("pipeline", gpus=2).strategy.__class__(
-        names=("pipeline",), stages=2, split=(1, 3)
-    )
-    assert json.loads(options(spread) or "") == {"split": [1, 3]}
+    strategy = Parallel(pipeline=PipelineParallel(degree=2, split=(1, 3)))
+    assert json.loads(options(strategy) or "") == {"split": [1, 3]}
+
+
+def test_an_option_has_a_column_wherever_it_applies() -> None:
+    split = Parallel(model=ModelParallel(degree=2, split=(1, 3)))
+    row = long_row(ok(a_case("model", gpus=2, strategy=split)))
+    assert (row["split"], row["balance"], row["stages"]) == ("1-3", "equal", 2)
+    assert (row["schedule"], row["resident"], row["source"]) == (None, None, None)
+    offload = Parallel(zero_offload=ZeroOffload(resident="auto", memory_budget_bytes=8))
+    row = long_row(ok(a_case("zero-offload", strategy=offload)))
+    assert (row["resident"], row["memory_budget_bytes"]) == ("auto", 8)
+    every = {field.name for part in PARTS.values() for field in fields(part)}
+    assert every - {"degree"} <= set(COLUMNS)

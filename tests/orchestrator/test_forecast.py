@@ -1,15 +1,23 @@
 """What a case needs of memory: never more than it takes, and close to it."""
 
+import json
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from kernels.placement import owned_slices, place
 from kernels.shapes import KNOWN, ModelShape, kv_bytes_per_token, weight_bytes
-from kernels.strategies import Parallel, PipelineParallel, Single, TensorParallel
+from kernels.strategies import (
+    Parallel,
+    PipelineParallel,
+    Single,
+    Strategy,
+    TensorParallel,
+)
 from orchestrator.case import Case
 from orchestrator.forecast import PROCESS_BYTES, Forecast, forecast, misfit
-from orchestrator.grids.strategies import Written
+from orchestrator.grids.strategies import Written, label_of, resolve
 
 GIB = 2**30
 A100 = 79 * GIB
@@ -19,10 +27,12 @@ TOY = ModelShape(
 
 
 def need(strategy: Any, gpus: int, shape: ModelShape = TOY, **values: Any) -> Forecast:
-    written = Written.model_validate(strategy)
+    written: Strategy = TypeAdapter(Written).validate_json(json.dumps(strategy))
     batch = values.get("batch_size", 4)
-    spread = written.resolve(gpus, batch)
-    case = Case(model="m", label=written.label, strategy=spread, gpus=gpus, **values)
+    spread = resolve(written, gpus, batch)
+    case = Case(
+        model="m", label=label_of(written), strategy=spread, gpus=gpus, **values
+    )
     return forecast(case, shape)
 
 

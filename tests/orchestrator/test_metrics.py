@@ -5,6 +5,7 @@ from statistics import stdev
 
 import pytest
 
+from kernels.strategies import DataParallel, Parallel, TensorParallel
 from orchestrator.record import Record
 from orchestrator.tables.metrics import FACTS, METRICS, measure, runs, summarise, t95
 from tests.orchestrator.made import a_case, a_rank, a_record, a_sample
@@ -93,9 +94,9 @@ def test_percentiles_are_interpolated_as_numpy_does() -> None:
 
 def test_every_sequence_in_flight_and_every_replica_counts() -> None:
     case = a_case()
-    spread = case.strategy.__class__(names=("tensor", "data"), data=2)
+    strategy = Parallel(tensor=TensorParallel(degree=1), data=DataParallel(degree=2))
     record = a_record(
-        case.model_copy(update={"strategy": spread, "gpus": 2}), samples=[SAMPLE],
+        case.model_copy(update={"strategy": strategy, "gpus": 2}), samples=[SAMPLE],
         output_tokens=16,
     )  # fmt: skip
     assert value("seq_tok_per_s", record) == 16 / 4 / 4

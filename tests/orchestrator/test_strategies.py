@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from kernels.strategies import NAMES, Strategy, StrategyError
-from orchestrator.grids.strategies import Written, matches
+from orchestrator.grids.strategies import Written, label_of, matches, resolve
 
 WRITTEN: TypeAdapter[Strategy] = TypeAdapter(Written)
 
@@ -114,7 +114,7 @@ def written(value: Any) -> Strategy:
 def test_degrees_and_options_resolve_for_a_number_of_gpus(
     value: Any, gpus: int, expected: dict[str, Any]
 ) -> None:
-    strategy = written(value).resolve(gpus, batch_size=4)
+    strategy = resolve(written(value), gpus, batch_size=4)
     assert strategy.options() == expected
     assert strategy.world_size == gpus
 
@@ -138,7 +138,7 @@ def test_degrees_that_do_not_multiply_to_gpus_are_refused(
     value: Any, gpus: int, said: str
 ) -> None:
     with pytest.raises(StrategyError, match=said):
-        written(value).resolve(gpus, batch_size=4)
+        resolve(written(value), gpus, batch_size=4)
 
 
 @pytest.mark.parametrize(
@@ -215,24 +215,24 @@ def test_what_makes_no_strategy_is_refused(value: Any, said: str) -> None:
 def test_labels_show_what_was_written_and_is_not_the_default(
     value: Any, label: str
 ) -> None:
-    assert written(value).label == label
+    assert label_of(written(value)) == label
 
 
 def test_a_default_micro_batch_count_never_exceeds_the_sequences() -> None:
-    assert written("pipeline").resolve(8, batch_size=3).micro_batches == 3
+    assert resolve(written("pipeline"), 8, batch_size=3).micro_batches == 3
     in_flight = written({"pipeline": {"in_flight": 16}})
-    assert in_flight.resolve(8, batch_size=4).micro_batches == 8
+    assert resolve(in_flight, 8, batch_size=4).micro_batches == 8
 
 
 def test_writing_a_default_out_does_not_change_the_case() -> None:
-    plain = written("pipeline").resolve(4, batch_size=4)
+    plain = resolve(written("pipeline"), 4, batch_size=4)
     spelt = {
         "micro_batches": 4,
         "prefill_micro_batches": 4,
         "in_flight": 4,
         "degree": 4,
     }
-    assert written({"pipeline": spelt}).resolve(4, batch_size=4) == plain
+    assert resolve(written({"pipeline": spelt}), 4, batch_size=4) == plain
 
 
 def test_every_strategy_of_the_kernels_can_be_written() -> None:
@@ -276,7 +276,7 @@ def test_what_resolves_multiplies_to_gpus_and_keeps_what_was_written(
 ) -> None:
     try:
         strategy = written(value)
-        resolved = strategy.resolve(gpus, batch_size=4)
+        resolved = resolve(strategy, gpus, batch_size=4)
     except (ValidationError, StrategyError):
         return
     assert resolved.world_size == gpus
@@ -287,5 +287,5 @@ def test_what_resolves_multiplies_to_gpus_and_keeps_what_was_written(
     }
     assert all(have[name] == degree for name, degree in value.items() if degree)
     backwards = written(dict(reversed(value.items())))
-    assert backwards.label == strategy.label
-    assert backwards.resolve(gpus, batch_size=4) == resolved
+    assert label_of(backwards) == label_of(strategy)
+    assert resolve(backwards, gpus, batch_size=4) == resolved

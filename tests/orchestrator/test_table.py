@@ -2,6 +2,7 @@
 
 import pytest
 
+from kernels.strategies import ModelParallel, Parallel
 from orchestrator.errors import InputError
 from orchestrator.study.case_status import CaseStatus, Status
 from orchestrator.tables.table import comparison
@@ -79,10 +80,12 @@ def test_two_models_need_no_column_for_their_paths() -> None:
 
 
 def test_no_two_cases_ever_share_a_cell() -> None:
-    spread = a_case("pipeline", gpus=2).strategy
-    split = spread.__class__(names=("pipeline",), stages=2, split=(1, 3))
+    equal, split = (
+        Parallel(model=ModelParallel(degree=2, split=layers))
+        for layers in (None, (1, 3))
+    )
     found = [
-        stands("ok", name="pipeline", gpus=2, strategy=each) for each in (spread, split)
+        stands("ok", name="model", gpus=2, strategy=each) for each in (equal, split)
     ]
     table = comparison(found, "ttft_s")
     assert [row["options"] for row in table.rows] == [None, '{"split": [1, 3]}']
