@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from torch.distributed.elastic.multiprocessing.errors import record as with_traceback
 
 from jobs import gates, timing
-from jobs.environment import torch_facts
+from jobs.environment import with_torch
 from jobs.filing import file_or_keep
 from jobs.measure import Report, Work, gatherer, measure, prepare
 from jobs.progress import DONE, ProgressBoard, ProgressReporter
@@ -35,6 +35,7 @@ from jobs.tracing import trace
 from kernels.world import World, join, leave
 from orchestrator.case import Case
 from orchestrator.causes.finding import announce
+from orchestrator.environment import Environment
 from orchestrator.errors import InputError, OrchError
 from orchestrator.record import Record
 from orchestrator.study.files import Attempt, attempt_in
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if world.rank == 0:
         attempt = attempt_in(options.attempt_dir) if options.attempt_dir else None
         number = attempt.number if attempt else 1
-        record = compose(work, reports, number, started_at)
+        record = compose(work, reports, number, started_at, options.cluster)
         write_trace(attempt or Attempt(case.case_id, number, Path()), case, reports)
         if attempt is None:
             print(record.model_dump_json(indent=1))
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--attempt-dir", type=Path, help="where record.json goes; default: stdout")
     add("--scratch", type=Path, help="folder made by jobs.launch")
     add("--collective-s", type=float, default=600, help="wait so long for other ranks")
+    add("--cluster", default="", help="profile that the case was submitted to")
     moment = datetime.fromisoformat
     add("--started-at", type=moment, help="when the attempt began; default: now")
     return parser
@@ -111,7 +113,11 @@ def _stop(error: Exception) -> None:
 
 
 def compose(
-    work: Work, reports: list[Report], attempt: int, started_at: datetime
+    work: Work,
+    reports: list[Report],
+    attempt: int,
+    started_at: datetime,
+    cluster: str = "",
 ) -> Record:
     """The record of what all ranks report: ok, or invalid with the reasons."""
     problems = [
@@ -137,6 +143,10 @@ def compose(
         output_tokens=reports[0].output_tokens,
         ids_digest=reports[0].digests[-1],
         trace=trace.facts(work.case, work.batch.length, traced(reports)),
+        shape=work.engine.shape,
+        split=reports[0].split,
+        weights_wait=reports[0].weights_wait,
+        cluster=cluster,
         environment=_environment(reports),
     )
 
@@ -157,15 +167,12 @@ def write_trace(attempt: Attempt, case: Case, reports: list[Report]) -> None:
         print(f"trace: {file}", file=sys.stderr, flush=True)
 
 
-def _environment(reports: list[Report]) -> dict[str, object]:
+def _environment(reports: list[Report]) -> Environment:
+    """Rank 0's environment, with the machines of the other ranks."""
     first, *others = [each.environment for each in reports if each.environment]
-    return {
-        **first,
-        "torch": torch_facts(),
-        "other_hosts": [
-            {key: host[key] for key in ("host", "machine", "gpus")} for host in others
-        ],
-    }
+    hosts = [*first.hosts, *(host for each in others for host in each.hosts)]
+    software = with_torch(first.software)
+    return first.model_copy(update={"hosts": hosts, "software": software})
 
 
 class LoadingLine:

@@ -1,7 +1,7 @@
-"""What must be the same to repeat a number: versions, code, machine, devices, job.
+"""Finds out the `Environment` of a record: machine, software, code and job.
 
-Named variables only, never the whole environment: a record may be shown to anybody. Runs where
-torch or git are absent, and imports neither.
+Only named variables are recorded, never all: a record may be shown to anybody. Works without
+torch and without git.
 """
 
 import csv
@@ -19,9 +19,11 @@ from typing import Any
 import psutil
 
 from jobs.checkout import CHECKOUT
+from orchestrator.environment import Code, Environment, Gpu, Host, Software
 
 _PACKAGES = (
-    "numpy", "nvidia-nccl-cu12", "pydantic", "safetensors", "sentencepiece", "submitit",
+    "numpy", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "pydantic", "safetensors",
+    "sentencepiece", "submitit",
     "tiktoken", "tokenizers", "torch", "transformers", "triton",
 )  # fmt: skip
 _VARIABLES = (
@@ -37,37 +39,38 @@ _SLURM = (
 )  # fmt: skip
 _GPU_FIELDS = {
     "index": "index", "name": "name", "uuid": "uuid", "memory_mib": "memory.total",
-    "driver": "driver_version", "mig": "mig.mode.current", "max_sm_mhz": "clocks.max.sm",
-    "max_memory_mhz": "clocks.max.memory", "power_limit_w": "power.limit",
-    "ecc": "ecc.mode.current",
+    "driver": "driver_version", "mig": "mig.mode.current", "ecc": "ecc.mode.current",
+    "max_sm_mhz": "clocks.max.sm", "max_memory_mhz": "clocks.max.memory",
+    "power_limit_w": "power.limit",
 }  # fmt: skip
+"""Our name → the field that nvidia-smi is asked for."""
 _UNTRACKED_BYTES = 1 << 20
 
 
-def describe() -> dict[str, Any]:
-    """This host, its software and devices, and the job it runs in."""
-    return {
-        "host": socket.gethostname(),
-        "machine": machine(),
-        "gpus": gpus(),
-        "topology": topology(),
-        "versions": versions(),
-        "code": code(),
-        "variables": variables(os.environ),
-        "slurm": slurm(os.environ),
-    }
+def describe() -> Environment:
+    """This machine, its software, the code, and the job it runs in."""
+    return Environment(
+        hosts=[this_host()],
+        software=software(),
+        code=code(),
+        variables=variables(os.environ),
+        slurm=slurm(os.environ),
+    )
 
 
-def machine() -> dict[str, Any]:
-    """Processors, memory and operating system."""
-    return {
-        "cpu": cpu_model(),
-        "cores": psutil.cpu_count(logical=False),
-        "processors": os.cpu_count(),
-        "allowed_processors": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-    }
+def this_host() -> Host:
+    """Processors, memory, operating system and GPUs of this machine."""
+    return Host(
+        name=socket.gethostname(),
+        cpu=cpu_model(),
+        cores=psutil.cpu_count(logical=False),
+        processors=os.cpu_count(),
+        allowed_processors=len(os.sched_getaffinity(0)),
+        memory_bytes=psutil.virtual_memory().total,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        gpus=gpus(),
+        topology=_said(["nvidia-smi", "topo", "-m"]),
+    )
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -80,45 +83,63 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next(names, platform.machine())
 
 
-def gpus() -> list[dict[str, str]]:
-    """What nvidia-smi says of each GPU that the job sees; [] where there is none."""
+def gpus() -> list[Gpu]:
+    """The GPUs that the job sees, by nvidia-smi; [] without it."""
     query = f"--query-gpu={','.join(_GPU_FIELDS.values())}"
     said = _said(["nvidia-smi", query, "--format=csv,noheader,nounits"])
     rows = csv.reader((said or "").splitlines(), skipinitialspace=True)
-    return [dict(zip(_GPU_FIELDS, row, strict=False)) for row in rows]
+    return [_gpu(dict(zip(_GPU_FIELDS, row, strict=False))) for row in rows]
 
 
-def topology() -> str | None:
-    """How GPUs, network cards and processors are joined: nvidia-smi's matrix."""
-    return _said(["nvidia-smi", "topo", "-m"])
+def _gpu(said: dict[str, str]) -> Gpu:
+    # nvidia-smi writes [N/A] or [Not Supported] where it does not know.
+    known = {name: value for name, value in said.items() if not value.startswith("[")}
+    memory_mib = _number(known.get("memory_mib"))
+    return Gpu(
+        index=int(_number(known.get("index")) or 0),
+        name=known.get("name", ""),
+        uuid=known.get("uuid", ""),
+        memory_bytes=None if memory_mib is None else int(memory_mib) << 20,
+        driver=known.get("driver"),
+        mig=known.get("mig"),
+        ecc=known.get("ecc"),
+        max_sm_mhz=_whole(known.get("max_sm_mhz")),
+        max_memory_mhz=_whole(known.get("max_memory_mhz")),
+        power_limit_w=_number(known.get("power_limit_w")),
+    )
 
 
-def versions() -> dict[str, str]:
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _whole(text: str | None) -> int | None:
+    number = _number(text)
+    return None if number is None else int(number)
+
+
+def software() -> Software:
     """Python and the packages that a number depends on."""
-    found = {"python": platform.python_version()}
+    packages = {}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            packages[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return Software(python=platform.python_version(), packages=packages)
 
 
-def code(checkout: Path = CHECKOUT) -> dict[str, str | None]:
-    """Which code ran: the commit, a digest of what differs from it, a digest of the packages.
-
-    `commit` is None where there is no git or no repository, `changes` where nothing differs.
-    """
+def code(checkout: Path = CHECKOUT) -> Code:
+    """Which code ran."""
     commit = changes = None
     top = _git(checkout, "rev-parse", "--show-toplevel")
     if top is not None and Path(top.decode().strip()) == checkout.resolve():
         commit = (_git(checkout, "rev-parse", "HEAD") or b"").decode().strip() or None
         changes = changes_digest(checkout)
-    return {
-        "commit": commit,
-        "changes": changes,
-        "source": source_digest(checkout),
-    }
+    return Code(commit=commit, changes=changes, source=source_digest(checkout))
 
 
 def changes_digest(checkout: Path) -> str | None:
@@ -170,27 +191,24 @@ def slurm(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def torch_facts() -> dict[str, Any]:
-    """What torch was built with and how it is set; only for a process that has it loaded."""
+def with_torch(found: Software) -> Software:
+    """The software with how torch was built and is set; for a process that has it loaded."""
     import torch
 
-    return {
+    update: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **(_cuda_versions() if torch.version.cuda else {}),
     }
-
-
-def _cuda_versions() -> dict[str, Any]:
-    import torch
-
-    nccl: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
-    return {
-        "cuda": torch.version.cuda,
-        "nccl": ".".join(map(str, nccl)),
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-    }
+    if torch.version.cuda:
+        nccl: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        update |= {
+            "cuda": torch.version.cuda,
+            "nccl": ".".join(map(str, nccl)),
+            "cudnn": None if cudnn is None else str(cudnn),
+        }
+    return found.model_copy(update=update)
 
 
 def _git(checkout: Path, *arguments: str) -> bytes | None:

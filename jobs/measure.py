@@ -27,6 +27,7 @@ from kernels.weights import Progress, RandomWeights, Weights, open_weights
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
 from orchestrator.case import Case
+from orchestrator.environment import Environment
 from orchestrator.record import RankFacts
 
 Thing = TypeVar("Thing")
@@ -57,8 +58,10 @@ class Report:
     output_tokens: int = 0
     problems: list[str] = field(default_factory=list)
     """Why this rank's result cannot count."""
-    environment: dict[str, Any] | None = None
-    """Of the first rank of each machine."""
+    environment: Environment | None = None
+    """From the first rank of each machine."""
+    split: list[int] = field(default_factory=list)
+    weights_wait: str | None = None
     traced: Traced | None = None
 
 
@@ -140,7 +143,8 @@ def measure(work: Work, reporter: ProgressReporter) -> Report:
     )
     report.problems = _problems(work, report, ids)
     if world.local_rank == 0:
-        report.environment = describe() | {"split": _split(work)} | _offload(work)
+        report.environment = describe()
+    report.split, report.weights_wait = _split(work), _weights_wait(work)
     if case.trace:
         report.traced = repeat_traced(
             work.engine, work.batch, work.generation, with_flame=case.trace == "flame"
@@ -154,10 +158,9 @@ def _split(work: Work) -> list[int]:
     return [len(layers) for layers in stages]
 
 
-def _offload(work: Work) -> dict[str, Any]:
+def _weights_wait(work: Work) -> str | None:
     """Where streamed weights wait and how they are read: the page cache would be memory."""
-    engine = work.engine
-    return {"weights_wait": engine.how} if isinstance(engine, OffloadEngine) else {}
+    return work.engine.how if isinstance(work.engine, OffloadEngine) else None
 
 
 def _meet(world: World) -> None:
@@ -181,16 +184,19 @@ def rank_facts(work: Work) -> RankFacts:
     """What this rank held, so far."""
     device = work.world.device
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, int(properties.total_memory)
         peak = torch.cuda.max_memory_allocated(device)
         reserved = torch.cuda.max_memory_reserved(device)
     else:
-        name, peak = cpu_model(), peak_resident_bytes()
+        name, memory, peak = cpu_model(), None, peak_resident_bytes()
         reserved = peak
     return RankFacts(
         rank=work.world.rank,
         host=socket.gethostname(),
         device=name,
+        device_kind="cuda" if device.type == "cuda" else "cpu",
+        device_memory_bytes=memory,
         load_s=work.load_s,
         peak_memory_bytes=peak,
         peak_reserved_bytes=reserved,

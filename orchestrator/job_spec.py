@@ -27,4 +27,6 @@ class JobSpec(BaseModel):
     """Absolute path of the study's folder."""
     key: str
     """Names the submission in the ledger and in Slurm's job comment."""
+    cluster: str = ""
+    """Profile that the job was submitted to, as records name it."""
     cases: list[JobCase]

@@ -5,11 +5,13 @@ means, intervals) is not stored; `orchestrator.tables.metrics` derives it, one d
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kernels.shapes import ModelShape
 from orchestrator.case import Case
+from orchestrator.environment import Bandwidths, Environment
 from orchestrator.errors import OrchError
 
 Status = Literal["ok", "oom", "invalid", "failed"]
@@ -57,6 +59,9 @@ class RankFacts(_Strict):
     host: str
     device: str
     """Model name of the GPU or CPU."""
+    device_kind: Literal["cpu", "cuda"] = "cpu"
+    device_memory_bytes: int | None = None
+    """Of the GPU; a CPU rank has no memory of its own."""
     load_s: Seconds
     peak_memory_bytes: int
     """CUDA: peak allocated; CPU: peak resident set of the process."""
@@ -122,8 +127,18 @@ class Record(_Strict):
     """SHA-256 of the generated ids, row by row."""
     trace: TraceFacts | None = None
     """Where the case asks for a trace."""
-    environment: dict[str, Any] = {}
-    """Versions, commit, host, devices, topology: what must be the same to repeat the number."""
+    shape: ModelShape | None = None
+    """The model's; None if the attempt failed before it was read."""
+    split: list[int] = []
+    """Layers of each stage, as they were."""
+    weights_wait: str | None = None
+    """Where zero-offload kept streamed weights, and how it read them."""
+    cluster: str = ""
+    """Profile that the case was submitted to; empty if it was run by hand."""
+    environment: Environment | None = None
+    """Machines, software, code and job; None if the attempt failed before it was known."""
+    bandwidths: Bandwidths | None = None
+    """What the machine was measured to do; None if it was not measured."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -27,6 +27,7 @@ INTEGERS = {
 BRIDGE = {
     "orchestrator.case",
     "orchestrator.record",
+    "orchestrator.environment",
     "orchestrator.study.files",
     "orchestrator.files",
     "orchestrator.job_spec",

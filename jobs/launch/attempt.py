@@ -39,12 +39,15 @@ class RunningAttempt:
     scratch: Path
     """Logs of ranks, the progress board, a record that could not be filed; seen by all nodes."""
     started_at: datetime
+    cluster: str
     limits: Limits
 
 
-def run_case(study: Study, turn: JobCase, limits: Limits, signals: Signals) -> bool:
+def run_case(
+    study: Study, turn: JobCase, cluster: str, limits: Limits, signals: Signals
+) -> bool:
     """Make one attempt of the case. Return whether it has a record now."""
-    run = _open_attempt(study, turn, limits)
+    run = _open_attempt(study, turn, cluster, limits)
     log(f"{turn.case_id}: attempt {run.attempt.number} starts")
     try:
         record = _run_workers(run, signals)
@@ -57,7 +60,9 @@ def run_case(study: Study, turn: JobCase, limits: Limits, signals: Signals) -> b
     return filed
 
 
-def _open_attempt(study: Study, turn: JobCase, limits: Limits) -> RunningAttempt:
+def _open_attempt(
+    study: Study, turn: JobCase, cluster: str, limits: Limits
+) -> RunningAttempt:
     case = study.read_case(turn.case_id)
     attempt = study.open_attempt(turn.case_id)
     nodes = nodes_of(os.environ, case.gpus, attempt.number)
@@ -69,6 +74,7 @@ def _open_attempt(study: Study, turn: JobCase, limits: Limits) -> RunningAttempt
         nodes=nodes,
         scratch=_scratch_folder(nodes, attempt),
         started_at=datetime.now(UTC),
+        cluster=cluster,
         limits=limits,
     )
 
@@ -113,6 +119,7 @@ def _workers(run: RunningAttempt, board: ProgressBoard) -> Workers:
         f"--scratch={run.scratch}",
         f"--collective-s={run.limits.collective_s}",
         f"--started-at={run.started_at.isoformat()}",
+        f"--cluster={run.cluster}",
     ]
     return Workers(
         command=torchrun(run.nodes, run.scratch / "logs", program),
@@ -151,6 +158,8 @@ def _record_of_failure(run: RunningAttempt, finding: Finding) -> Record:
         retryable=finding.retryable,
         started_at=run.started_at,
         ended_at=datetime.now(UTC),
+        shape=run.case.random,
+        cluster=run.cluster,
         environment=describe(),
     )
 

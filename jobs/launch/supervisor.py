@@ -65,7 +65,7 @@ def run_job(job: JobSpec, limits: Limits, signals: Signals) -> int:
         signals.wait(0)
         if signals.received is not None:
             break
-        if not _has_record_after(study, turn, limits, signals):
+        if not _has_record_after(study, turn, job.cluster, limits, signals):
             all_recorded = False
     if signals.received is not None:
         return 128 + signals.received
@@ -73,10 +73,10 @@ def run_job(job: JobSpec, limits: Limits, signals: Signals) -> int:
 
 
 def _has_record_after(
-    study: Study, turn: JobCase, limits: Limits, signals: Signals
+    study: Study, turn: JobCase, cluster: str, limits: Limits, signals: Signals
 ) -> bool:
     try:
-        return is_done(study, turn) or run_case(study, turn, limits, signals)
+        return is_done(study, turn) or run_case(study, turn, cluster, limits, signals)
     except (
         Exception
     ) as error:  # one case's failure, of any kind, must not stop the next

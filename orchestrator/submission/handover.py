@@ -89,7 +89,7 @@ def _hand_over_batch(
     cluster: str,
 ) -> int:
     key = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
-    packs = [_pack(study, key, job, entries, runner) for job in batch.jobs]
+    packs = [_pack(study, key, job, entries, runner, cluster) for job in batch.jobs]
     jobs = [[entries[case.case_id] for case in job] for job in batch.jobs]
     ledger = LedgerWriter(study.ledger_file)
     ledger.intend(key, runner.name, cluster, jobs)
@@ -110,6 +110,7 @@ def _pack(
     cases: Sequence[Case],
     entries: Mapping[str, Entry],
     runner: Runner,
+    cluster: str,
 ) -> JobSpec:
     packed = [
         JobCase(
@@ -119,4 +120,5 @@ def _pack(
         )
         for case in cases
     ]
-    return JobSpec(study=str(study.folder.resolve()), key=key, cases=packed)
+    folder = str(study.folder.resolve())
+    return JobSpec(study=folder, key=key, cluster=cluster, cases=packed)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from kernels.strategies import PARTS, Strategy
 from orchestrator.case import Case
+from orchestrator.environment import Environment
 from orchestrator.record import Record
 from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.metrics import FACTS, METRICS, measure, runs, sequences
@@ -47,9 +48,13 @@ _OF_ATTEMPT: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
     "hosts": ("text", lambda record: _distinct(rank.host for rank in record.ranks)),
     "started_at": ("text", lambda record: record.started_at.isoformat()),
     "ended_at": ("text", lambda record: record.ended_at.isoformat()),
-    "commit": ("text", lambda record: _inside(record, "code", "commit")),
-    "changes": ("text", lambda record: _inside(record, "code", "changes")),
-    "torch": ("text", lambda record: _inside(record, "versions", "torch")),
+    "cluster": ("text", lambda record: record.cluster or None),
+    "driver": ("text", lambda record: _of(record, lambda each: each.driver)),
+    "cuda": ("text", lambda record: _of(record, lambda each: each.software.cuda)),
+    "nccl": ("text", lambda record: _of(record, lambda each: each.software.nccl)),
+    "torch": ("text", lambda record: _of(record, lambda each: each.software.torch)),
+    "commit": ("text", lambda record: _of(record, lambda each: each.code.commit)),
+    "changes": ("text", lambda record: _of(record, lambda each: each.code.changes)),
 }
 _OF_STANDING: dict[str, tuple[Kind, Callable[[CaseStatus], Any]]] = {
     "attempt": ("int", lambda each: each.attempt),
@@ -140,8 +145,5 @@ def _distinct(words: Any) -> str | None:
     return ", ".join(dict.fromkeys(words)) or None
 
 
-def _inside(record: Record, *path: str) -> str | None:
-    thing: Any = record.environment
-    for name in path:
-        thing = thing.get(name) if isinstance(thing, dict) else None
-    return None if thing is None else str(thing)
+def _of(record: Record, fact: Callable[[Environment], str | None]) -> str | None:
+    return None if record.environment is None else fact(record.environment)

@@ -117,14 +117,14 @@ def _empty_row(
 
 
 def _noun(records: Sequence[Record | None]) -> str:
-    """GPU, unless every record there is was made by processors."""
-    by_cpu = [
-        rank.device == record.environment.get("machine", {}).get("cpu")
+    """What a column counts: workers as soon as one rank was a CPU process, else GPUs."""
+    kinds = {
+        rank.device_kind
         for record in records
         if record is not None
         for rank in record.ranks
-    ]
-    return "worker" if by_cpu and all(by_cpu) else "GPU"
+    }
+    return "worker" if "cpu" in kinds else "GPU"
 
 
 def _summary(each: CaseStatus, metric: str) -> Summary:

@@ -74,7 +74,7 @@ def test_by_hand_it_prints_the_record(tmp_path: Path) -> None:
     assert (record.output_tokens, record.prompt_lengths) == (8, [5, 5])
     assert len(record.ranks) == 1
     assert record.ranks[0].weight_bytes > 0
-    assert record.environment["torch"]["threads"] == 1
+    assert record.environment.software.threads == 1
 
 
 def test_with_an_attempt_it_files_the_record_there(tmp_path: Path) -> None:

@@ -37,18 +37,18 @@ def repository(tmp_path: Path) -> Path:
 
 def test_a_clean_checkout_is_its_commit(repository: Path) -> None:
     code = environment.code(repository)
-    assert code["commit"] == git(repository, "rev-parse", "HEAD").strip()
-    assert code["changes"] is None
+    assert code.commit == git(repository, "rev-parse", "HEAD").strip()
+    assert code.changes is None
 
 
 def test_each_change_has_a_digest_of_its_own(repository: Path) -> None:
-    seen = {environment.code(repository)["changes"]}
+    seen = {environment.code(repository).changes}
     (repository / "jobs" / "bench.py").write_text("second\n")
-    seen.add(environment.code(repository)["changes"])
+    seen.add(environment.code(repository).changes)
     (repository / "new file.py").write_text("one\n")
-    seen.add(environment.code(repository)["changes"])
+    seen.add(environment.code(repository).changes)
     (repository / "new file.py").write_text("two\n")
-    seen.add(environment.code(repository)["changes"])
+    seen.add(environment.code(repository).changes)
     assert len(seen) == 4
 
 
@@ -66,22 +66,22 @@ def test_ignored_files_are_not_changes(repository: Path) -> None:
     git(repository, "commit", "-qm", "ignore")
     (repository / "results").mkdir()
     (repository / "results" / "record.json").write_text("{}")
-    assert environment.code(repository)["changes"] is None
+    assert environment.code(repository).changes is None
 
 
 def test_without_a_repository_the_source_still_has_a_digest(tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "llama.py").write_text("1\n")
     code = environment.code(tmp_path)
-    assert (code["commit"], code["changes"]) == (None, None)
+    assert (code.commit, code.changes) == (None, None)
     (tmp_path / "kernels" / "llama.py").write_text("2\n")
-    assert environment.code(tmp_path)["source"] != code["source"]
+    assert environment.code(tmp_path).source != code.source
 
 
 def test_a_repository_around_the_checkout_is_not_ours(repository: Path) -> None:
     inner = repository / "copy"
     inner.mkdir()
-    assert environment.code(inner)["commit"] is None
+    assert environment.code(inner).commit is None
 
 
 def test_without_git_the_source_still_has_a_digest(
@@ -89,7 +89,8 @@ def test_without_git_the_source_still_has_a_digest(
 ) -> None:
     with_git = environment.code(repository)
     monkeypatch.setenv("PATH", str(repository))
-    assert environment.code(repository) == {**with_git, "commit": None}
+    without = with_git.model_copy(update={"commit": None})
+    assert environment.code(repository) == without
 
 
 def test_no_secret_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,36 +100,41 @@ def test_no_secret_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "812")
     described = environment.describe()
     assert "hunter2" not in repr(described)
-    assert described["variables"]["NCCL_DEBUG"] == "WARN"
-    assert described["slurm"] == {"job_id": "812"}
+    assert described.variables["NCCL_DEBUG"] == "WARN"
+    assert described.slurm == {"job_id": "812"}
 
 
 def test_versions_name_what_a_number_depends_on() -> None:
-    versions = environment.versions()
-    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert {"torch", "numpy", "safetensors"} <= versions.keys()
+    software = environment.software()
+    assert software.python == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "numpy", "safetensors"} <= software.packages.keys()
+    assert software.torch == software.packages["torch"]
 
 
 def test_the_machine_is_described() -> None:
-    machine = environment.machine()
-    assert machine["cpu"]
-    assert machine["allowed_processors"] == len(os.sched_getaffinity(0))
-    assert machine["memory_bytes"] > 1 << 28
+    host = environment.this_host()
+    assert host.cpu
+    assert host.allowed_processors == len(os.sched_getaffinity(0))
+    assert host.memory_bytes > 1 << 28
 
 
 def test_gpus_are_what_nvidia_smi_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = (
-        "0, NVIDIA A100-SXM4-80GB, GPU-1, 81920, 550.1, Disabled, 1410, 1593, 400, On"
-    )
+    said = "0, NVIDIA A100-SXM4-80GB, GPU-1, 81920, 550.1, [N/A], Enabled, 1410, 1593, 400.5"
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\necho '{said}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (gpu,) = environment.gpus()
-    assert gpu["name"] == "NVIDIA A100-SXM4-80GB"
-    assert (gpu["memory_mib"], gpu["mig"]) == ("81920", "Disabled")
+    assert (gpu.index, gpu.name) == (0, "NVIDIA A100-SXM4-80GB")
+    assert (gpu.memory_bytes, gpu.driver) == (81920 << 20, "550.1")
+    assert (gpu.mig, gpu.ecc) == (None, "Enabled")
+    assert (gpu.max_sm_mhz, gpu.max_memory_mhz, gpu.power_limit_w) == (
+        1410,
+        1593,
+        400.5,
+    )
 
 
 def test_a_broken_nvidia_smi_is_no_gpu(
@@ -139,7 +145,7 @@ def test_a_broken_nvidia_smi_is_no_gpu(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert environment.gpus() == []
-    assert environment.topology() is None
+    assert environment.this_host().topology is None
 
 
 def test_describing_needs_no_torch() -> None:

@@ -200,7 +200,7 @@ def test_a_case_that_a_person_must_mend_says_what(
     record = only_record(study[0], study[1]["missing"])
     assert (record.cause, record.retryable) == ("config", False)
     assert "no/such/folder is no folder" in record.evidence[0]
-    assert record.environment["versions"]["torch"]
+    assert record.environment.software.torch
 
 
 def test_every_strategy_gives_the_same_ids(study: tuple[Path, dict[str, Case]]) -> None:

@@ -196,7 +196,7 @@ def test_a_traced_pipeline_of_two_ranks_leaves_files_and_facts(tmp_path: Path) -
         for each in spans
         if each.name == "layer"
     }
-    split = record.environment["split"]
+    split = record.split
     assert sum(split) == SHAPE.n_layers
     layers_of = [range(split[0]), range(split[0], SHAPE.n_layers)]
     assert layers == {

@@ -209,7 +209,7 @@ def test_the_comparison_sees(name: str, spoil: Callable[[Engine], None]) -> None
         (TENSOR_2, swapped_kv_heads),
         (TENSOR_8, query_heads_with_their_neighbours_kv_head),
     ],
-    ids=lambda value: value.__name__ if callable(value) else f"tensor {value.tensor}",
+    ids=lambda value: value.__name__ if callable(value) else f"tensor {value.shards}",
 )
 def test_the_comparison_sees_among_ranks(
     spread: Strategy, spoil: Callable[[Engine], None], ranks: Callable[[int], Ranks]

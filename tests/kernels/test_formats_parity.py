@@ -97,7 +97,7 @@ def all_answers(
 @pytest.mark.parametrize(
     "spread",
     SPREADS,
-    ids=lambda spread: f"stages {spread.stages}, tensor {spread.tensor}",
+    ids=lambda spread: f"stages {spread.stages}, tensor {spread.shards}",
 )
 def test_every_format_on_every_number_of_ranks_answers_as_transformers_does(
     spread: Strategy, folders: dict[str, Path], ranks: Callable[[int], Ranks]

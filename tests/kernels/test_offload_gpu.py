@@ -54,7 +54,7 @@ def alone(dtype: str) -> list[Answer]:
         offload(resident="auto"),
         offload(kv="host"),
     ],
-    ids=lambda each: f"{each.source} resident {each.resident} KV on {each.kv}",
+    ids=lambda each: str(each.options()["zero-offload"]),
 )
 def test_streamed_weights_give_the_bits_of_the_model_alone(
     strategy: Strategy, dtype: str

@@ -78,7 +78,7 @@ SPREADS = [
 
 def label(value: object) -> str:
     if isinstance(value, Strategy):
-        parts = {"data": value.data, "stages": value.stages, "tensor": value.tensor}
+        parts = {"data": value.replicas, "stages": value.stages, "tensor": value.shards}
         return " ".join(f"{name}{n}" for name, n in parts.items() if n > 1) or "single"
     return str(value)
 

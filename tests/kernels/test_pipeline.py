@@ -49,8 +49,8 @@ def label(value: object) -> str:
     words += [f"{value.prefill_micro_batches} to prefill"] * (
         value.prefill_micro_batches > 0
     )
-    words += [f"data {value.data}"] * (value.data > 1)
-    words += [f"tensor {value.tensor}"] * (value.tensor > 1)
+    words += [f"data {value.replicas}"] * (value.replicas > 1)
+    words += [f"tensor {value.shards}"] * (value.shards > 1)
     words += [f"split {value.split}"] * bool(value.split)
     return ", ".join(words)
 

@@ -91,7 +91,7 @@ def test_each_replica_owns_every_weight_exactly_once(
     spread: Strategy, tied: bool
 ) -> None:
     shape = ModelShape(**(vars(SHAPE) | {"tied_embeddings": tied}))
-    for replica in range(spread.data):
+    for replica in range(spread.replicas):
         owned: dict[str, list[int]] = {}
         for one in placements(spread, shape):
             if one.replica == replica:
@@ -101,7 +101,7 @@ def test_each_replica_owns_every_weight_exactly_once(
         expected = tensors(shape) | {"output.weight": (shape.vocab_size, shape.dim)}
         assert owned.keys() == expected.keys()
         for name, indices in owned.items():
-            times = spread.tensor if "norm" in name else 1
+            times = spread.shards if "norm" in name else 1
             rows = sorted(set(indices))
             assert sorted(indices) == sorted(rows * times), name
             assert len(rows) in expected[name]

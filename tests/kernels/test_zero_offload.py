@@ -66,9 +66,10 @@ def offload(
 def label(value: object) -> str:
     if not isinstance(value, Strategy):
         return str(value)
-    degrees = {"data": value.data, "model": value.stages, "tensor": value.tensor}
+    degrees = {"data": value.replicas, "model": value.stages, "tensor": value.shards}
     words = [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
-    words += [value.source, f"resident {value.resident}", f"KV on {value.kv}"]
+    if how := value.zero_offload:
+        words += [how.source, f"resident {how.resident}", f"KV on {how.kv}"]
     return ", ".join(words)
 
 

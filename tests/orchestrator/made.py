@@ -7,6 +7,7 @@ from typing import Any
 from kernels.shapes import ModelShape
 from kernels.strategies import PARTS, Parallel
 from orchestrator.case import Case
+from orchestrator.environment import Code, Environment, Host, Software
 from orchestrator.grids.strategies import resolve
 from orchestrator.record import RankFacts, Record, Sample
 from orchestrator.study.files import Study
@@ -34,10 +35,26 @@ def a_sample(*token_s: float, skew_s: float = 0.0) -> Sample:
     return Sample(token_s=list(token_s), skew_s=skew_s)
 
 
+def an_environment(**of_host: Any) -> Environment:
+    """Where a record was made."""
+    host = {
+        "name": "node1", "cpu": "EPYC", "allowed_processors": 8, "memory_bytes": 2**36,
+        "system": "Linux 6 x86_64",
+    }  # fmt: skip
+    packages = {"torch": "2.13.0+cu130"} | {f"package-{i}": "1.2.3" for i in range(12)}
+    return Environment(
+        hosts=[Host(**(host | of_host))],
+        software=Software(
+            python="3.12.1", packages=packages, cuda="13.0", nccl="2.28.3"
+        ),
+        code=Code(commit="c" * 40, source="5" * 64),
+    )
+
+
 def a_rank(rank: int = 0, **changes: Any) -> RankFacts:
     """What one rank saw."""
     values = {
-        "rank": rank, "host": "node1", "device": "A100", "load_s": 1.5,
+        "rank": rank, "host": "node1", "device": "A100", "device_kind": "cuda", "load_s": 1.5,
         "peak_memory_bytes": 1000 + rank, "peak_reserved_bytes": 2000 + rank,
         "weight_bytes": 500,
     }  # fmt: skip
@@ -94,10 +111,7 @@ def big_study(results: Path, number: int) -> Study:
     study = a_study(results, cases, f"big-{number}")
     times = [0.05 + 0.0123456789 * step for step in range(128)]
     samples = [a_sample(*times) for _ in range(3)]
-    environment = {
-        "versions": {f"package-{i}": "1.2.3" for i in range(12)},
-        "topology": "x" * 900,
-    }
+    environment = an_environment(topology="x" * 900)
     entries = []
     for index, case in enumerate(cases):
         entries.append(Entry(case.case_id, 1, 0))

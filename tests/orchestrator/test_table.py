@@ -94,9 +94,8 @@ def test_no_two_cases_ever_share_a_cell() -> None:
 def test_processors_are_called_workers() -> None:
     case = a_case(gpus=2)
     record = a_record(
-        case, ranks=[a_rank(rank, device="EPYC") for rank in (0, 1)],
-        environment={"machine": {"cpu": "EPYC"}},
-    )  # fmt: skip
+        case, ranks=[a_rank(rank, device="EPYC", device_kind="cpu") for rank in (0, 1)]
+    )
     each = CaseStatus(case_id="x", status="ok", case=case, record=record)
     assert comparison([each], "ttft_s").columns[-1] == "2 workers"
 
