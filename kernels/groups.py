@@ -26,9 +26,9 @@ class Groups:
         """Make all groups of the world; every rank calls this."""
         axes = axis_groups(strategy)
         return cls(
-            shards=world.group_among(axes["tensor"]),
+            shards=world.group_among(axes["shards"]),
             stages=world.group_among(axes["stages"]),
-            replicas=world.group_among(axes["data"]),
+            replicas=world.group_among(axes["replicas"]),
         )
 
     def close(self) -> None:

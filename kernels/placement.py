@@ -94,7 +94,7 @@ def place(strategy: Strategy, shape: ModelShape, rank: int) -> Placement:
 
 
 def axis_groups(strategy: Strategy) -> dict[str, list[list[int]]]:
-    """Axis (`data`, `stages`, `tensor`) → the groups of ranks that differ only along it.
+    """Axis (`replicas`, `stages`, `shards`) → the groups of ranks that differ only along it.
 
     >>> from kernels.strategies import ModelParallel, Parallel, TensorParallel
     >>> two_by_two = Parallel(model=ModelParallel(degree=2), tensor=TensorParallel(degree=2))
@@ -102,14 +102,14 @@ def axis_groups(strategy: Strategy) -> dict[str, list[list[int]]]:
     [[0, 2], [1, 3]]
     """
     strides = {
-        "data": strategy.stages * strategy.shards,
+        "replicas": strategy.stages * strategy.shards,
         "stages": strategy.shards,
-        "tensor": 1,
+        "shards": 1,
     }
     sizes = {
-        "data": strategy.replicas,
+        "replicas": strategy.replicas,
         "stages": strategy.stages,
-        "tensor": strategy.shards,
+        "shards": strategy.shards,
     }
     return {
         axis: [

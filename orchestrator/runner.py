@@ -1,30 +1,32 @@
-"""What `orch` asks of whatever runs jobs: this machine (`orchestrator.local.runner`) or Slurm.
+"""The interface to whatever runs jobs: this machine (`orchestrator.local`) or Slurm.
 
-A runner knows jobs, never cases' results: whether a case is done stands in its records alone.
-`orch submit` goes, under the study's lock, for each batch (one call of the scheduler):
+A runner knows jobs, not results: whether a case is done is in its records alone. For each batch
+(one call of the scheduler), `orch submit` does, under the study's lock:
 
     ledger: intent (key, cases)  →  runner.submit  →  ledger: accepted (key, job ids)
 
-so that after a crash between the two, `runner.find` tells whether the key was accepted.
+so that after a crash between the two, `runner.find` tells whether the batch was accepted.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
 from orchestrator.case import Case
 from orchestrator.errors import OrchError
 from orchestrator.job_spec import JobSpec
+from orchestrator.slurm.resources import Resources
 from orchestrator.study.files import Study
+from orchestrator.study.ledger import Submission
 
 State = Literal["pending", "running", "ended", "unknown"]
-"""`ended`: it runs no more, however it ended, or the scheduler answers and knows it no more.
+"""`ended`: the job is over, however it ended, or the scheduler no longer knows it.
 `unknown`: nobody answered, so nothing may be concluded."""
 
 
 class Unanswered(OrchError):
-    """The scheduler did not answer: what was asked may have happened, or not."""
+    """The scheduler did not answer: what was asked for may or may not have happened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,62 +35,81 @@ class JobState:
 
     state: State
     reason: str = ""
-    """Plain words: why it waits, how it ended, or why nothing is known."""
+    """In plain words: why it waits, how it ended, or why nothing is known."""
     slurm_state: str = ""
     """Slurm's own word (`OUT_OF_MEMORY`); empty for the local runner."""
     cause: str | None = None
-    """One of the record's causes, where the scheduler's word alone proves it."""
+    """A cause, if the scheduler's state alone proves it."""
     elapsed_s: float | None = None
     limit_s: float | None = None
     hosts: str = ""
     as_of: datetime | None = None
-    """When nobody answered now: the time of this last known state."""
+    """If nobody answered just now: the time of this last known state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobBatch:
-    """The cases of one call of the scheduler: a tuple of cases per job."""
+    """Cases that go out in one call of the scheduler, and what was decided for them."""
 
     jobs: tuple[tuple[Case, ...], ...]
-    facts: dict[str, str] = field(default_factory=dict)
-    """What the runner wants to show of the batch (partition, time, script) in a dry run."""
+    """The cases of each job."""
+    timeout_s: int
+    """Seconds after which the workers of a case are ended."""
+    resources: Resources | None = None
+    """What each job asks for; None on this machine."""
 
 
 class Runner(Protocol):
-    """Runs packs of cases; every method may be called on any machine that sees the study."""
+    """Runs jobs. Every method may be called on any machine that sees the study."""
 
     name: str
-    """`local` or `slurm`; stands in the ledger."""
+    """`local` or `slurm`, as in the ledger."""
 
     def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
-        """How the cases would go out; writes and starts nothing."""
+        """Group cases into jobs and batches. Writes and starts nothing."""
 
-    def test(self, batch: JobBatch) -> tuple[bool, str]:
-        """Whether the batch would be taken, and what the scheduler says; submits nothing."""
+    def described(self, batch: JobBatch, study: str) -> dict[str, str]:
+        """What a dry run shows of a batch: partition, time, script …"""
 
-    def timeout_s(self, case: Case) -> int | None:
-        """Seconds after which the workers of one case are ended; None: the job's limit alone."""
+    def test(self, batch: JobBatch, study: str) -> tuple[bool, str]:
+        """Whether the scheduler would accept the batch, and what it says. Submits nothing."""
 
-    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
-        """Hand the packs of one batch over, in one call; they share their key.
+    def submit(
+        self, study: Study, batch: JobBatch, specs: Sequence[JobSpec]
+    ) -> list[str]:
+        """Submit a batch in one call.
+
+        Args:
+            study: whose jobs they are.
+            batch: from `batches`.
+            specs: what each job of the batch runs; they share their key.
 
         Returns:
-            The job id of each pack, in order. It stays valid when this process ends.
+            The job id of each job, in order. It stays valid when this process ends.
 
         Raises:
-            Unanswered: it may have accepted them; `find` will tell.
-            OrchError: it refused, and certainly accepted none of them.
+            Unanswered: it may have been accepted; `find` will tell.
+            OrchError: it was refused, and certainly no job was accepted.
         """
 
-    def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
-        """Job ids of those keys that were accepted; a key that was not is left out.
+    def find(
+        self, study: Study, submissions: Sequence[Submission]
+    ) -> dict[str, list[str]]:
+        """Key → job ids of those submissions that were accepted; the others are left out.
 
         Raises:
-            Unanswered: the keys may have been accepted.
+            Unanswered: they may have been accepted.
         """
 
-    def states(self, study: Study, job_ids: Iterable[str]) -> dict[str, JobState]:
-        """The state of each job, in one question for all; never raises for a job or an outage."""
+    def states(
+        self, study: Study, jobs: Mapping[str, Submission]
+    ) -> dict[str, JobState]:
+        """The state of each job, in one question for all. Never raises for an outage.
+
+        Args:
+            study: whose jobs they are.
+            jobs: job id → the submission that it belongs to.
+        """
 
     def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
-        """End these jobs, by id only."""
+        """End these jobs, and no others."""

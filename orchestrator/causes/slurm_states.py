@@ -70,7 +70,7 @@ _REASONS = (
 )  # fmt: skip
 
 _REFUSALS = (
-    (r"Requested time limit is invalid", "take a shorter case_time or a smaller pack"),
+    (r"Requested time limit is invalid", "take a shorter case_time or fewer cases per job"),
     (r"[Ii]nvalid partition", "`sinfo -s` lists the partitions; set `partition` in a profile"),
     (r"not permitted to use this partition", "take another partition in a profile"),
     (r"Invalid qos", "`sacctmgr show qos` lists them; set `qos` in a profile"),

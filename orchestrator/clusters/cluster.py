@@ -88,7 +88,7 @@ class Cluster(BaseModel):
 
     case_time_s: Duration = Field(default=1800, alias="case_time")
     """How long one case may take, loading included, unless it says otherwise."""
-    pack: PositiveInt = 1
+    cases_per_job: PositiveInt = 1
     """Cases of one job."""
     setup: list[str] = []
     """Shell lines before the workers start; the profile's author is trusted."""
@@ -122,6 +122,14 @@ class Cluster(BaseModel):
                         f"routes name devices, got {name!r}; {nearest(name, self.devices)}"
                     )
         return self
+
+    def nodes(self, gpus: int) -> int:
+        """Nodes that so many ranks take: the fewest that hold them in equal numbers."""
+        if self.kind == "local":
+            return 1
+        per_node = self.devices[self.device or ""].per_node
+        fewest = -(-gpus // per_node)
+        return next(nodes for nodes in range(fewest, gpus + 1) if gpus % nodes == 0)
 
     def device_memory_bytes(self, case: Case) -> int | None:
         """Memory that one rank of `case` has for weights, cache and activations."""

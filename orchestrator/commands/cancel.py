@@ -20,8 +20,8 @@ from orchestrator.study.files import Study
 from orchestrator.study.find import find_study
 from orchestrator.study.ledger import LedgerWriter
 from orchestrator.study.lock import locked
-from orchestrator.submission.handover import reconcile
 from orchestrator.submission.job_states import runner_of, study_statuses
+from orchestrator.submission.submit import settle_interrupted
 from orchestrator.units import counted
 
 
@@ -75,7 +75,7 @@ def cancel_cases(
         raise InputError("name the cases to cancel, or filter them, or say --all")
     study = find_study(results, name)
     with locked(study.lock_file):
-        reconcile(study, runner_of)  # what an interrupted submit left behind counts too
+        settle_interrupted(study)  # what an interrupted submit left behind counts too
         found = study_statuses(study)
         active = of_status(choose(found, choice), "pending", "running")
         if not active:

@@ -133,7 +133,7 @@ def _settings(cluster: Cluster, name: str) -> Iterable[str]:
 
     yield (
         f"time for a case: {duration(cluster.case_time_s)}; each job runs "
-        f"{counted(cluster.pack, 'case')}"
+        f"{counted(cluster.cases_per_job, 'case')}"
     )
     if cluster.kind == "slurm":
         yield f"Slurm is asked at most every {duration(cluster.poll_s)}"

@@ -33,9 +33,12 @@ from orchestrator.study.case_status import CaseStatus, case_statuses
 from orchestrator.study.files import Study
 from orchestrator.study.find import find_study
 from orchestrator.study.lock import locked
-from orchestrator.submission.handover import entry_of, hand_over, reconcile
-from orchestrator.submission.job_states import asker, runner_of
-from orchestrator.submission.runners import runner_for
+from orchestrator.submission.job_states import asker, runner_for
+from orchestrator.submission.submit import (
+    entry_of,
+    settle_interrupted,
+    submit_cases,
+)
 from orchestrator.units import counted, num_bytes, seconds
 
 _MENDED_BY = {"timeout": "case_time", "oom_host": "host_memory"}
@@ -66,7 +69,7 @@ CAUSES = ("oom_gpu", "oom_host", "timeout", "preempted", "node_fail", "nccl", "l
     help="Main memory for each GPU, such as 64GiB.",
 )  # fmt: skip
 @click.option(
-    "--pack",
+    "--cases-per-job",
     type=click.IntRange(1),
     metavar="N",
     help="Cases that one job runs in turn.",
@@ -82,7 +85,7 @@ def retry(
     statuses: tuple[str, ...],
     case_time: str | None,
     host_memory: str | None,
-    pack: int | None,
+    cases_per_job: int | None,
     exclude: tuple[str, ...],
     anyway: bool,
     yes: bool,
@@ -95,7 +98,7 @@ def retry(
     cases of the study are meant.
     """
     choice = Choice(cases, statuses, causes)
-    change = Change(case_time, host_memory, pack, exclude, anyway)
+    change = Change(case_time, host_memory, cases_per_job, exclude, anyway)
     sys.exit(retry_cases(results, study, choice, change, yes=yes, confirm=confirm))
 
 
@@ -106,7 +109,7 @@ class Change:
     case_time: str | None = None
     host_memory: str | None = None
     """Per device."""
-    pack: int | None = None
+    cases_per_job: int | None = None
     exclude: tuple[str, ...] = ()
     anyway: bool = False
     """Also what will fail again the same way."""
@@ -116,8 +119,8 @@ class Change:
         changes: dict[str, Any] = {}
         if self.case_time:
             changes["case_time"] = self.case_time
-        if self.pack:
-            changes["pack"] = self.pack
+        if self.cases_per_job:
+            changes["cases_per_job"] = self.cases_per_job
         if self.host_memory and device:
             changes["devices"] = {device: {"host_memory": self.host_memory}}
         if avoided := sorted({*self.exclude, *nodes}):
@@ -148,7 +151,7 @@ def retry_cases(
     """
     study = find_study(results, name)
     with locked(study.lock_file):
-        found = case_statuses(study, reconcile(study, runner_of), asker(study))
+        found = case_statuses(study, settle_interrupted(study), asker(study))
         failed = of_status(choose(found, choice), "failed", "lost", "invalid", "oom")
         split = _sort(failed, choice, change)
         for line in split.left:
@@ -217,7 +220,7 @@ def _submit_to(
     changed = load_cluster(name, change.of_profile(profile.device, nodes))
     cases = [case for each in group if (case := _case(study, each)) is not None]
     entries = {each.case_id: entry_of(study, each) for each in group}
-    return hand_over(study, cases, entries, runner_for(changed), name).problems
+    return submit_cases(study, cases, entries, runner_for(changed), name).problems
 
 
 def _case(study: Study, each: CaseStatus) -> Case | None:

@@ -28,8 +28,21 @@ from orchestrator.commands.wait import wait_for
 from orchestrator.study.case_status import ACTIVE, CaseStatus, Status
 from orchestrator.study.ledger import read_ledger
 from orchestrator.study.lock import Holder, locked
-from orchestrator.submission.handover import Outcome, entry_of, hand_over, reconcile
-from orchestrator.submission.plan import Plan, Request, Target, file_plan, plan, target
+from orchestrator.submission.job_states import RunnerOf, runner_of
+from orchestrator.submission.plan import (
+    Plan,
+    Request,
+    Target,
+    file_plan,
+    plan,
+    read_target,
+)
+from orchestrator.submission.submit import (
+    Outcome,
+    entry_of,
+    settle_interrupted,
+    submit_cases,
+)
 from orchestrator.units import counted
 
 
@@ -55,7 +68,7 @@ from orchestrator.units import counted
     help="Only this named subset of the grid.",
 )  # fmt: skip
 @click.option(
-    "--pack", type=click.IntRange(1), metavar="N",
+    "--cases-per-job", type=click.IntRange(1), metavar="N",
     help="Cases that one job runs in turn.  [default: the cluster's]",
 )  # fmt: skip
 @click.option(
@@ -70,7 +83,7 @@ def submit(
     cluster: str | None,
     study: str | None,
     subset: str | None,
-    pack: int | None,
+    cases_per_job: int | None,
     test_only: bool,
     wait: bool,
     results: Path,
@@ -84,7 +97,7 @@ def submit(
         raise click.UsageError(
             "nothing is submitted that --wait could wait for: leave it"
         )
-    request = Request(grid, results, cluster, study, subset, pack)
+    request = Request(grid, results, cluster, study, subset, cases_per_job)
     if dry_run or test_only:
         sys.exit(_dry_run(request, ask=test_only))
     sys.exit(_submit(request, wait=wait))
@@ -96,33 +109,40 @@ def _dry_run(request: Request, *, ask: bool = False) -> int:
     Args:
         ask: ask Slurm whether it would take each kind of job; exit code 1 where it would not.
     """
-    aim = target(request, dry_run=True)
-    plans = plan(aim, read_ledger(aim.study.ledger_file))
+    target = read_target(request, dry_run=True)
+    plans = plan(target, read_ledger(target.study.ledger_file))
     print_data(_table(plans))
     all_taken = True
-    for batch in aim.runner.batches(plans.todo):
-        if batch.facts:
+    for batch in target.runner.batches(plans.todo):
+        described = target.runner.described(batch, target.study.name)
+        if described:
             print_data("")
-        for name, value in batch.facts.items():
+        for name, value in described.items():
             start = "\n" if "\n" in value else " "
             print_data(Text(f"{name}:{start}{value}"))
         if ask:
-            taken, said = aim.runner.test(batch)
+            taken, said = target.runner.test(batch, target.study.name)
             print_data(
                 Text(f"\nSlurm would {'accept' if taken else 'refuse'} it: {said}")
             )
             all_taken &= taken
-    _say([*aim.grid.notes, _summary(aim, plans), "a dry run: nothing was submitted"])
+    _say(
+        [
+            *target.grid.notes,
+            _summary(target, plans),
+            "a dry run: nothing was submitted",
+        ]
+    )
     return 0 if all_taken else 1
 
 
 def _submit(request: Request, *, wait: bool) -> int:
     """Submit what is missing; the exit code."""
-    aim = target(request, dry_run=False)
-    done = hand_in(aim)
-    _say([*aim.grid.notes, _summary(aim, done.plan), *done.says])
+    target = read_target(request, dry_run=False)
+    done = submit_target(target)
+    _say([*target.grid.notes, _summary(target, done.plan), *done.says])
     if wait:
-        return wait_for(aim.study, list(done.plan.standing), aim.cluster.poll_s)
+        return wait_for(target.study, list(done.plan.statuses), target.cluster.poll_s)
     return 1 if done.failed else 0
 
 
@@ -135,19 +155,21 @@ class Done:
     failed: bool = False
 
 
-def hand_in(aim: Target) -> Done:
-    """Submit what of the target is missing, under the study's lock."""
-    study = aim.study
+def submit_target(target: Target, runner_of: RunnerOf = runner_of) -> Done:
+    """Submit the cases that have no result yet, under the study's lock."""
+    study = target.study
     study.create()
     with locked(study.lock_file, on_wait=_say_waiting):
-        plans = plan(aim, reconcile(study, aim.runner_of))
-        file_plan(aim, plans)
+        plans = plan(target, settle_interrupted(study, runner_of), runner_of)
+        file_plan(target, plans)
         entries = {
-            case.case_id: entry_of(study, plans.standing[case.case_id])
+            case.case_id: entry_of(study, plans.statuses[case.case_id])
             for case in plans.todo
         }
-        outcome = hand_over(study, plans.todo, entries, aim.runner, aim.cluster_name)
-    return Done(plans, _says(aim, plans, outcome), bool(outcome.problems))
+        outcome = submit_cases(
+            study, plans.todo, entries, target.runner, target.cluster_name
+        )
+    return Done(plans, _says(target, plans, outcome), bool(outcome.problems))
 
 
 def _say_waiting(holder: Holder) -> None:
@@ -159,7 +181,7 @@ def _say(lines: Iterable[str]) -> None:
         click.echo(line, err=True)
 
 
-def _says(aim: Target, plans: Plan, outcome: Outcome) -> list[str]:
+def _says(target: Target, plans: Plan, outcome: Outcome) -> list[str]:
     """What a person should know now."""
     says = [f"refused: {problem}" for problem in outcome.problems]
     if outcome.problems:
@@ -167,31 +189,32 @@ def _says(aim: Target, plans: Plan, outcome: Outcome) -> list[str]:
             f"{len(plans.todo) - outcome.accepted} cases were not accepted; the same command "
             f"submits them again"
         )
-    bad = [each for each in plans.standing.values() if each.status in _FAILED]
+    bad = [each for each in plans.statuses.values() if each.status in _FAILED]
     if bad:
         says.append(
             f"{len(bad)} failed before and stay as they are; `orch retry` runs them again "
             f"(`orch status` says why they failed)"
         )
-    says.append(f"`orch status --study {aim.study.name}` shows how it goes")
+    says.append(f"`orch status --study {target.study.name}` shows how it goes")
     return says
 
 
 _FAILED = frozenset({"failed", "invalid"})
 
 
-def _summary(aim: Target, plans: Plan) -> str:
-    found = plans.standing.values()
+def _summary(target: Target, plans: Plan) -> str:
+    found = plans.statuses.values()
     active = sum(each.status in ACTIVE for each in found)
     recorded = sum(each.record is not None for each in found)
     parts = [
-        f"{len(plans.todo)} to submit to {aim.cluster.name}" if plans.todo else "",
+        f"{len(plans.todo)} to submit to {target.cluster.name}" if plans.todo else "",
         f"{recorded} recorded already" if recorded else "",
         f"{active} pending or running" if active else "",
         f"{len(plans.pruned)} cannot fit" if plans.pruned else "",
     ]
-    summary = f"{aim.study.name}: {counted(len(found), 'case')}: {', '.join(filter(None, parts))}"
-    if plans.others and aim.request.subset is None:
+    cases = counted(len(found), "case")
+    summary = f"{target.study.name}: {cases}: {', '.join(filter(None, parts))}"
+    if plans.others and target.request.subset is None:
         summary += (
             f"; the study keeps {plans.others} more, of earlier grids (--study NAME keeps "
             f"grids apart)"
@@ -204,11 +227,11 @@ def _table(plans: Plan) -> Table:
     todo = {case.case_id for case in plans.todo}
     rows = [
         _row(each, each.case_id in todo, plans.pruned.get(each.case_id))
-        for each in plans.standing.values()
+        for each in plans.statuses.values()
     ]
     if fits(columns, rows, stdout().width):
         return listing(columns, rows)
-    names = short_names(list(plans.standing))
+    names = short_names(list(plans.statuses))
     narrow = [_narrow_row(names[row[0].plain], row) for row in rows]
     return listing(("case", *columns[2:]), narrow, below=0)
 

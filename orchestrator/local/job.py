@@ -1,7 +1,7 @@
 """The two small programs around `jobs.launch` in a local job (see `orchestrator.local.runner`).
 
-python -m orchestrator.local.job start PACK.json               hand it to submitit
-python -m orchestrator.local.job turn PACK.json [CUDA_DEVICES] wait for the machine, run it
+python -m orchestrator.local.job start JOB.json               hand it to submitit
+python -m orchestrator.local.job turn JOB.json [CUDA_DEVICES] wait for the machine, run it
 """
 
 import fcntl
@@ -34,7 +34,7 @@ def machine_lock() -> Path:
     return Path("/tmp") / f"orch-{os.getuid()}" / "measuring.lock"
 
 
-def start(pack: Path) -> None:
+def start(job: Path) -> None:
     """Hand `turn` to submitit's local executor, and note its controller."""
     import submitit
     from submitit.helpers import CommandFunction
@@ -42,28 +42,28 @@ def start(pack: Path) -> None:
     # submitit shows a local job no GPU unless told; `turn` puts back what there was.
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", _ALL_DEVICES)
     command = [
-        sys.executable, "-m", "orchestrator.local.job", "turn", str(pack), devices,
+        sys.executable, "-m", "orchestrator.local.job", "turn", str(job), devices,
     ]  # fmt: skip
-    executor = submitit.LocalExecutor(pack.parent)
+    executor = submitit.LocalExecutor(job.parent)
     executor.update_parameters(timeout_min=_UNLIMITED_MIN)
-    job = executor.submit(CommandFunction(command, cwd=checkout()))
-    _note(pack.parent / CONTROLLER, int(job.job_id), "running")
+    submitted = executor.submit(CommandFunction(command, cwd=checkout()))
+    _note(job.parent / CONTROLLER, int(submitted.job_id), "running")
 
 
-def turn(pack: Path, devices: str) -> None:
+def turn(job: Path, devices: str) -> None:
     """Wait until no other local job measures, then become `jobs.launch`."""
-    _note(pack.parent / TURN, os.getpid(), "waiting")
-    _take_machine(pack)
-    _note(pack.parent / TURN, os.getpid(), "running")
+    _note(job.parent / TURN, os.getpid(), "waiting")
+    _take_machine(job)
+    _note(job.parent / TURN, os.getpid(), "running")
     environment = with_checkout(os.environ)
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     if devices != _ALL_DEVICES:
         environment["CUDA_VISIBLE_DEVICES"] = devices
-    launch = [sys.executable, "-m", "jobs.launch", str(pack)]
+    launch = [sys.executable, "-m", "jobs.launch", str(job)]
     os.execve(sys.executable, launch, environment)
 
 
-def _take_machine(pack: Path) -> None:
+def _take_machine(job: Path) -> None:
     file = machine_lock()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
@@ -71,10 +71,10 @@ def _take_machine(pack: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         behind = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
-        _note(pack.parent / TURN, os.getpid(), "waiting", behind or "another local job")
+        _note(job.parent / TURN, os.getpid(), "waiting", behind or "another local job")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"the local job {pack.parent}\n".encode(), 0)
+    os.pwrite(descriptor, f"the local job {job.parent}\n".encode(), 0)
     # Held by this process across exec, and set free by the kernel however it ends.
     os.set_inheritable(descriptor, True)
 
@@ -89,10 +89,10 @@ def _note(file: Path, pid: int, state: str, behind: str = "") -> None:
 def main(arguments: list[str]) -> None:
     """Run one of the two."""
     match arguments:
-        case ["start", pack]:
-            start(Path(pack))
-        case ["turn", pack, devices]:
-            turn(Path(pack), devices)
+        case ["start", job]:
+            start(Path(job))
+        case ["turn", job, devices]:
+            turn(Path(job), devices)
         case _:
             sys.exit(__doc__)
 

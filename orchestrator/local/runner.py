@@ -27,6 +27,7 @@ from orchestrator.job_spec import JobSpec
 from orchestrator.processes import is_running, still_runs
 from orchestrator.runner import JobBatch, JobState
 from orchestrator.study.files import Study, write_whole
+from orchestrator.study.ledger import Submission
 
 CONTROLLER = "controller.json"
 TURN = "turn.json"
@@ -73,36 +74,41 @@ class LocalRunner:
         self.cluster = cluster
 
     def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
-        """One job with everything."""
-        return [JobBatch((tuple(cases),))] if cases else []
+        # One job with all cases: nothing is gained by several, which would run in turn too.
+        # Its limit is per case, because nothing else ends a local job that hangs.
+        limit_s = self.cluster.case_time_s
+        return [JobBatch(jobs=(tuple(cases),), timeout_s=limit_s)] if cases else []
 
-    def test(self, batch: JobBatch) -> tuple[bool, str]:
-        """This machine takes every job."""
+    def described(self, batch: JobBatch, study: str) -> dict[str, str]:
+        return {}
+
+    def test(self, batch: JobBatch, study: str) -> tuple[bool, str]:
         return True, "it runs here"
 
-    def timeout_s(self, case: Case) -> int | None:
-        """The profile's limit: nothing else ends a local job that hangs."""
-        return self.cluster.case_time_s
+    def submit(
+        self, study: Study, batch: JobBatch, specs: Sequence[JobSpec]
+    ) -> list[str]:
+        # A job is known by the folder of its submission: there is one per batch.
+        (spec,) = specs
+        file = study.job_spec_file(spec.key, 0)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, spec.model_dump_json(indent=1) + "\n", durable=False)
+        _start(file)
+        return [spec.key]
 
-    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
-        """Start the jobs; each is known by its folder from now on."""
-        for index, pack in enumerate(packs):
-            file = study.job_spec_file(pack.key, index)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, pack.model_dump_json(indent=1) + "\n", durable=False)
-            _start(file)
-        return [pack.key for pack in packs]
-
-    def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
-        """The keys whose job was started, whether it still runs or not."""
+    def find(
+        self, study: Study, submissions: Sequence[Submission]
+    ) -> dict[str, list[str]]:
+        keys = [each.key for each in submissions]
         return {key: [key] for key in keys if _was_started(study.job_dir(key))}
 
-    def states(self, study: Study, job_ids: Iterable[str]) -> dict[str, JobState]:
-        """What the processes of each job say."""
-        return {job_id: _state(study.job_dir(job_id)) for job_id in job_ids}
+    def states(
+        self, study: Study, jobs: Mapping[str, Submission]
+    ) -> dict[str, JobState]:
+        return {job_id: _state(study.job_dir(job_id)) for job_id in jobs}
 
     def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
-        """Ask each job to end; `jobs.launch` files a record for the case at work."""
+        # SIGTERM: the supervisor then files a record for the case it is working on.
         for job_id in job_ids:
             folder = study.job_dir(job_id)
             for life in (read_life(folder / TURN), read_life(folder / CONTROLLER)):
@@ -117,16 +123,16 @@ class LocalRunner:
                     break
 
 
-def _start(pack: Path) -> None:
-    log = pack.parent / "start.log"
+def _start(spec: Path) -> None:
+    log = spec.parent / "start.log"
     with log.open("ab") as stream:
         run = subprocess.run(
-            [sys.executable, "-m", "orchestrator.local.job", "start", str(pack)],
+            [sys.executable, "-m", "orchestrator.local.job", "start", str(spec)],
             cwd=checkout(), env=with_checkout(os.environ),
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
             start_new_session=True,
         )  # fmt: skip
-    if run.returncode and not _was_started(pack.parent):
+    if run.returncode and not _was_started(spec.parent):
         raise OrchError(f"the local job did not start; {log} says why")
 
 
@@ -147,7 +153,7 @@ def _starts(folder: Path) -> bool:
     return any(
         is_running("-m", module, str(argument))
         for module, argument in (
-            ("orchestrator.local.job", folder / "pack-0.json"),
+            ("orchestrator.local.job", folder / "job-0.json"),
             ("submitit.local._local", folder),
             ("submitit.core._submit", folder),
         )
@@ -191,9 +197,6 @@ _ENDED = re.compile(r"CalledProcessError: .* (died with|returned non-zero) (.+)\
 
 
 def _telling(said: list[str]) -> str:
-    # submitit ends with the bare name of its error where the job itself wrote nothing
-    if said[-1].endswith(".FailedJobError"):
-        found = next(filter(None, map(_ENDED.search, said)), None)
-        if found is not None:
-            return f"its process {found[1]} {found[2]}"
-    return said[-1]
+    # submitit's log has how the process ended above a copy of what it wrote, or of nothing.
+    found = next(filter(None, map(_ENDED.search, said)), None)
+    return said[-1] if found is None else f"its process {found[1]} {found[2]}"

@@ -13,9 +13,6 @@ from orchestrator.forecast import forecast
 from orchestrator.models import shape_of
 from orchestrator.units import slurm_time
 
-TEARDOWN_S = 60
-"""Of a case's time, kept for ending its workers and writing the record."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -47,7 +44,7 @@ def resources(cluster: Cluster, case: Case, cases_per_job: int = 1) -> Resources
     device = cluster.devices[name]
     if reason := cluster.unsuitable(case):
         raise InputError(f"{cluster.name}: {reason}")
-    nodes = _nodes(case.gpus, device)
+    nodes = cluster.nodes(case.gpus)
     ranks = case.gpus // nodes
     time_s = math.ceil(cluster.case_time_s * cases_per_job / 60) * 60
     route = _route(cluster, time_s, nodes)
@@ -64,15 +61,6 @@ def resources(cluster: Cluster, case: Case, cases_per_job: int = 1) -> Resources
         partition=route.partition,
         qos=route.qos,
         account=_account(cluster),
-    )
-
-
-def _nodes(gpus: int, device: Device) -> int:
-    """The fewest nodes that hold the ranks in equal numbers."""
-    return next(
-        nodes
-        for nodes in range(math.ceil(gpus / device.per_node), gpus + 1)
-        if gpus % nodes == 0
     )
 
 
@@ -122,8 +110,8 @@ def _no_route(cluster: Cluster, routes: list[Route], time_s: int, nodes: int) ->
     )
     return (
         f"{cluster.name} has no partition and QOS for {cluster.device} on {nodes} node(s) for "
-        f"{slurm_time(time_s)}: {known}; take fewer GPUs, a shorter case_time, a smaller pack or "
-        f"another device"
+        f"{slurm_time(time_s)}: {known}; take fewer GPUs, a shorter case_time, fewer cases per job "
+        f"or another device"
     )
 
 

@@ -10,7 +10,7 @@ taken for ours.
 
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from orchestrator.slurm import query as slurm_query
 from orchestrator.slurm.answers import Memory, judge
 from orchestrator.slurm.resources import Resources, resources
 from orchestrator.slurm.script import SCRIPT, job_name, render
-from orchestrator.slurm.submit import clean_environment, submit_packs
+from orchestrator.slurm.submit import clean_environment, submit_jobs
 from orchestrator.study.files import Study, write_whole
-from orchestrator.study.ledger import Submission, read_ledger
+from orchestrator.study.ledger import Submission
 from orchestrator.units import slurm_time
 
 _PER_CALL = 2000
@@ -41,131 +41,119 @@ class SlurmRunner:
         self.cluster = cluster
 
     def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
-        """Cases of one shape together, in the order of their first; as arrays where allowed."""
-        shapes: dict[Resources, list[Case]] = {}
+        # Cases that ask for the same go out as one array, in the order of their first.
+        size = self.cluster.cases_per_job
+        alike: dict[Resources, list[Case]] = {}
         for case in cases:
-            need = resources(self.cluster, case, self.cluster.pack)
-            shapes.setdefault(need, []).append(case)
+            alike.setdefault(resources(self.cluster, case, size), []).append(case)
         at_once = self.cluster.max_array if self.cluster.arrays else 1
         return [
             self._batch(jobs[start : start + at_once])
-            for alike in shapes.values()
-            for jobs in [_chunks(alike, self.cluster.pack)]
+            for group in alike.values()
+            for jobs in [_chunks(group, size)]
             for start in range(0, len(jobs), at_once)
         ]
 
     def _batch(self, jobs: list[tuple[Case, ...]]) -> JobBatch:
-        need = self._need(jobs)
-        facts = {
+        # The last jobs of a group may hold fewer cases, and then need less time.
+        need = resources(self.cluster, jobs[0][0], max(map(len, jobs)))
+        share_s = self.cluster.case_time_s
+        # Less than the case's share of the job, so that we end it, and not Slurm.
+        limit_s = share_s - min(60, share_s // 10)
+        return JobBatch(jobs=tuple(jobs), timeout_s=limit_s, resources=need)
+
+    def described(self, batch: JobBatch, study: str) -> dict[str, str]:
+        need = _need(batch)
+        return {
             "partition": need.partition or "(default)",
             "qos": need.qos or "(default)",
             "nodes": str(need.nodes),
             "device": f"{need.ranks_per_node} × {need.device} a node",
             "time": slurm_time(need.time_s),
-            "script": self._script(need, "KEY", len(jobs), _summary("STUDY", jobs)),
+            "script": self._script(batch, "KEY", study),
         }
-        return JobBatch(tuple(jobs), facts)
 
-    def _need(self, jobs: Sequence[Sequence[Case]]) -> Resources:
-        return resources(self.cluster, jobs[0][0], max(map(len, jobs)))
+    def _script(self, batch: JobBatch, key: str, study: str) -> str:
+        summary = _summary(study, batch.jobs)
+        return render(
+            self.cluster, _need(batch), key=key, jobs=len(batch.jobs), summary=summary
+        )
 
-    def _script(self, need: Resources, key: str, jobs: int, summary: str) -> str:
-        return render(self.cluster, need, key=key, jobs=jobs, summary=summary)
-
-    def timeout_s(self, case: Case) -> int | None:
-        """Less than the case's share of the job, so that we end it, and not Slurm."""
-        share = self.cluster.case_time_s
-        return share - min(60, share // 10)
-
-    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
-        """File the packs and submit them by one sbatch."""
-        key = packs[0].key
+    def submit(
+        self, study: Study, batch: JobBatch, specs: Sequence[JobSpec]
+    ) -> list[str]:
+        key = specs[0].key
         folder = study.job_dir(key)
         _refuse_placeholders(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for index, pack in enumerate(packs):
-            file = study.job_spec_file(key, index)
-            write_whole(file, pack.model_dump_json(indent=1) + "\n", durable=False)
-        first = [study.read_case(each.case_id) for each in packs[0].cases]
-        sizes = [tuple(first)] * len(packs)
-        need = resources(self.cluster, first[0], max(len(p.cases) for p in packs))
+        files = [study.job_spec_file(key, index) for index in range(len(specs))]
+        for file, spec in zip(files, specs, strict=True):
+            write_whole(file, spec.model_dump_json(indent=1) + "\n", durable=False)
+        script = self._script(batch, key, study.name)
+        write_whole(folder / SCRIPT, script, durable=False)
+        python = self.cluster.python or sys.executable
+        return submit_jobs(folder, files, python, script, self.cluster.submit_s)
 
-        def script(jobs: int) -> str:
-            text = self._script(need, key, jobs, _summary(study.name, sizes))
-            write_whole(folder / SCRIPT, text, durable=False)
-            return text
-
-        return submit_packs(
-            folder,
-            [study.job_spec_file(key, index) for index in range(len(packs))],
-            self.cluster.python or sys.executable,
-            script,
-            self.cluster.submit_s,
-        )
-
-    def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
-        """Asks by job name, which squeue and sacct always keep."""
-        wanted = list(keys)
-        if not wanted:
+    def find(
+        self, study: Study, submissions: Sequence[Submission]
+    ) -> dict[str, list[str]]:
+        # By job name, which squeue and sacct always keep.
+        if not submissions:
             return {}
-        submissions = read_ledger(study.ledger_file).submissions
-        since = _since(submissions[key] for key in wanted if key in submissions)
-        queued, known = slurm_query.jobs_named(map(job_name, wanted), since)
-        told = {**(known.jobs or {}), **(queued.jobs or {})}
+        names = [job_name(each.key) for each in submissions]
+        queued, known = slurm_query.jobs_named(names, _since(submissions))
+        jobs = {**(known.jobs or {}), **(queued.jobs or {})}
         found = {}
-        for key in wanted:
+        for each in submissions:
             bases = sorted(
                 int(job_id.partition("_")[0])
-                for job_id, each in told.items()
-                if each.name == job_name(key)
+                for job_id, job in jobs.items()
+                if job.name == job_name(each.key)
             )
             if bases:
-                count = len(submissions[key].jobs) if key in submissions else 1
                 # The first one: a person may have submitted the script again by hand.
-                found[key] = _ids(str(bases[0]), count)
-        if queued.jobs is None and len(found) < len(wanted):
+                found[each.key] = _ids(str(bases[0]), len(each.jobs))
+        if queued.jobs is None and len(found) < len(submissions):
             raise Unanswered(f"Slurm does not say what it accepted: {queued.problem}")
         return found
 
-    def states(self, study: Study, job_ids: Iterable[str]) -> dict[str, JobState]:
-        """From squeue, of what it no longer has from sacct, of what neither tells from memory."""
-        ids = list(job_ids)
+    def states(
+        self, study: Study, jobs: Mapping[str, Submission]
+    ) -> dict[str, JobState]:
+        # From squeue; of jobs it no longer has from sacct; of others from the last answer.
+        if not jobs:
+            return {}
         memory = Memory(study.answers_file)
-        if not ids or (fresh := memory.fresh(ids, self.cluster.poll_s)) is None:
-            return self._ask(study, ids, memory) if ids else {}
-        return fresh
+        fresh = memory.fresh(jobs, self.cluster.poll_s)
+        return self._ask(jobs, memory) if fresh is None else fresh
 
-    def _ask(self, study: Study, ids: list[str], memory: Memory) -> dict[str, JobState]:
-        submissions = read_ledger(study.ledger_file).submissions.values()
-        key_of = {job_id: each.key for each in submissions for job_id in each.job_ids}
-        ours = {job_id: job_name(key_of[job_id]) for job_id in ids if job_id in key_of}
-        queued = slurm_query.squeue(ids)
-        gone = [job_id for job_id in ids if not _is_active(queued, job_id)]
+    def _ask(
+        self, jobs: Mapping[str, Submission], memory: Memory
+    ) -> dict[str, JobState]:
+        queued = slurm_query.squeue(jobs)
+        gone = [job_id for job_id in jobs if not _is_active(queued, job_id)]
         known = slurm_query.Answer({})
         if gone:
-            since = _since(each for each in submissions if set(each.job_ids) & {*gone})
-            known = slurm_query.sacct(gone, since)
+            known = slurm_query.sacct(gone, _since(jobs[job_id] for job_id in gone))
         states = {
-            job_id: judge(job_id, ours.get(job_id), queued, known, memory)
-            for job_id in ids
+            job_id: judge(job_id, job_name(submission.key), queued, known, memory)
+            for job_id, submission in jobs.items()
         }
         if queued.jobs is not None:
             memory.keep(states)
         return states
 
     def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
-        """One scancel for all."""
         ids = list(job_ids)
         Memory(study.answers_file).forget()
         for start in range(0, len(ids), _PER_CALL):
             _scancel(ids[start : start + _PER_CALL])
 
-    def test(self, batch: JobBatch) -> tuple[bool, str]:
-        """Ask Slurm itself whether it would take the batch, and when; submits nothing."""
+    def test(self, batch: JobBatch, study: str) -> tuple[bool, str]:
         try:
             done = subprocess.run(
                 ["sbatch", "--test-only"],
-                input=batch.facts["script"],
+                input=self._script(batch, "KEY", study),
                 capture_output=True,
                 text=True,
                 env=clean_environment(),
@@ -175,6 +163,11 @@ class SlurmRunner:
             return False, f"sbatch did not answer: {error}"
         said = " ".join(done.stderr.replace("sbatch: ", "").split())
         return done.returncode == 0, said
+
+
+def _need(batch: JobBatch) -> Resources:
+    assert batch.resources is not None  # `batches` gave it
+    return batch.resources
 
 
 def _refuse_placeholders(folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Handing jobs to Slurm: submitit's executor with our script.
+"""Submits jobs to Slurm: submitit's executor with our script.
 
-submitit gives us the submission itself and its folder's layout. What goes out is a
-`CommandFunction`, so text: its command line stands in our script, and nothing is pickled.
+submitit makes the call of sbatch and lays out its folder. Three private methods of submitit's are
+overridden, since it has no public way to use a script of one's own: so setup.cfg caps its version.
+What is submitted is a `CommandFunction`, hence text: nothing is pickled that is run.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import io
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,18 @@ _KEPT = frozenset(
     {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME"}
 )
 UNANSWERED = 124
-"""Exit code of `timeout`, where sbatch had to be ended."""
+"""Exit code of `timeout` when it had to end sbatch."""
 
 
 def inherited(environment: dict[str, str]) -> list[str]:
-    """Variables of an allocation or a person's habits that would bend what we ask of Slurm."""
+    """Variables of an allocation or a user's profile that would change what we ask for."""
     return sorted(
         name for name in environment if _INHERITED.match(name) and name not in _KEPT
     )
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment for Slurm's commands: nothing inherited, times and numbers as we parse."""
+    """The environment of Slurm's commands: nothing inherited, and output as we parse it."""
     environment = dict(os.environ)
     for name in inherited(environment):
         del environment[name]
@@ -49,36 +50,34 @@ def clean_environment() -> dict[str, str]:
 
 
 class ScriptExecutor(SlurmExecutor):
-    """Submits one script for all that is handed over: a job, or one array of jobs.
+    """Submits one script for all jobs: a single job, or one array.
 
     Args:
-        folder: of packs, script and logs; sbatch runs there.
-        script: the text for that many jobs.
+        folder: of job specs, script and logs; sbatch runs there.
+        script: its text.
+        timeout_s: after which sbatch is ended.
     """
 
-    def __init__(
-        self, folder: Path, script: Callable[[int], str], timeout_s: int
-    ) -> None:
+    def __init__(self, folder: Path, script: str, timeout_s: int) -> None:
         super().__init__(folder)
         self._script = script
         self._timeout_s = timeout_s
-        self._count = 0
 
     def _internal_process_submissions(
         self, delayed_submissions: list[utils.DelayedSubmission]
     ) -> list[core.Job[Any]]:
         # submitit's own array path builds a plain SlurmExecutor, which would drop our script.
-        self._count = len(delayed_submissions)
+        count = len(delayed_submissions)
         first = self._submit_command(self._submitit_command_str)
-        if self._count == 1:
+        if count == 1:
             return [first]
         return [
             SlurmJob(folder=self.folder, job_id=f"{first.job_id}_{index}", tasks=[0])
-            for index in range(self._count)
+            for index in range(count)
         ]
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        return self._script(self._count)
+        return self._script
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         unset = [word for name in inherited(dict(os.environ)) for word in ("-u", name)]
@@ -89,26 +88,22 @@ class ScriptExecutor(SlurmExecutor):
         ]  # fmt: skip
 
 
-def submit_packs(
-    folder: Path,
-    packs: Sequence[Path],
-    python: str,
-    script: Callable[[int], str],
-    timeout_s: int,
+def submit_jobs(
+    folder: Path, specs: Sequence[Path], python: str, script: str, timeout_s: int
 ) -> list[str]:
-    """Submit one job per pack by one call of sbatch; the job id of each, in order.
+    """Submit one job for each job spec by one call of sbatch. Return their ids, in order.
 
     Raises:
         OrchError: Slurm refused, and accepted none.
-        Unanswered: it may or may not have accepted.
+        Unanswered: it may or may not have accepted them.
     """
     executor = ScriptExecutor(folder, script, timeout_s)
     launch = helpers.CommandFunction([python, "-m", "jobs.launch"])
     said = io.StringIO()
     try:
-        # submitit echoes sbatch's words; they come in our own message.
+        # submitit prints what sbatch says; our own message has it.
         with contextlib.redirect_stderr(said):
-            jobs = executor.map_array(launch, [pack.name for pack in packs])
+            jobs = executor.map_array(launch, [spec.name for spec in specs])
     except utils.FailedJobError as error:
         raise _refusal(error) from error
     except utils.FailedSubmissionError as error:

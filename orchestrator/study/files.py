@@ -137,7 +137,7 @@ class Study:
 
     def job_spec_file(self, key: str, index: int) -> Path:
         """Spec of the submission's job number `index`, counted from 0."""
-        return self.job_dir(key) / f"pack-{index}.json"
+        return self.job_dir(key) / f"job-{index}.json"
 
     def case_dir(self, case_id: str) -> Path:
         """The folder of one case."""

@@ -1,16 +1,27 @@
-"""Ask the runners about a study's jobs: once per cluster, whatever the number of jobs."""
+"""Ask the runners about a study's jobs: once per cluster, however many jobs there are."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from orchestrator.clusters.cluster import load_cluster
+from orchestrator.clusters.cluster import Cluster, load_cluster
 from orchestrator.errors import OrchError
 from orchestrator.runner import JobState, Runner
 from orchestrator.study.case_status import Ask, CaseStatus, case_statuses
 from orchestrator.study.files import Study
 from orchestrator.study.ledger import Asked, read_ledger
 from orchestrator.study.lock import holder_of
-from orchestrator.submission.runners import runner_for
+
+
+def runner_for(cluster: Cluster) -> Runner:
+    """The runner of a cluster."""
+    if cluster.kind == "local":
+        from orchestrator.local.runner import LocalRunner
+
+        return LocalRunner(cluster)
+    from orchestrator.slurm.runner import SlurmRunner
+
+    return SlurmRunner(cluster)
+
 
 RunnerOf = Callable[[str], Runner]
 
@@ -20,8 +31,13 @@ def runner_of(cluster: str) -> Runner:
     return runner_for(load_cluster(cluster))
 
 
+def study_statuses(study: Study) -> list[CaseStatus]:
+    """Where every case of the study is now."""
+    return case_statuses(study, read_ledger(study.ledger_file), asker(study))
+
+
 def asker(study: Study, runner_of: RunnerOf = runner_of) -> Ask:
-    """The question that `case_statuses` asks of the study's runners."""
+    """What `case_statuses` asks about the study's jobs."""
 
     def ask(submitted: Iterable[Asked]) -> dict[str, JobState]:
         by_cluster: defaultdict[str, list[Asked]] = defaultdict(list)
@@ -35,11 +51,6 @@ def asker(study: Study, runner_of: RunnerOf = runner_of) -> Ask:
     return ask
 
 
-def study_statuses(study: Study) -> list[CaseStatus]:
-    """Return where every case of the study stands now."""
-    return case_statuses(study, read_ledger(study.ledger_file), asker(study))
-
-
 def _ask_one(
     study: Study, cluster: str, group: list[Asked], runner_of: RunnerOf
 ) -> dict[str, JobState]:
@@ -49,7 +60,12 @@ def _ask_one(
     except OrchError as error:
         unknown = JobState(state="unknown", reason=str(error))
         return {asked.entry.case_id: unknown for asked in group}
-    states = runner.states(study, sorted(set(filter(None, ids.values()))))
+    jobs = {
+        job_id: asked.submission
+        for asked in group
+        if (job_id := ids[asked.entry.case_id])
+    }
+    states = runner.states(study, jobs)
     answers = {case_id: states[job_id] for case_id, job_id in ids.items() if job_id}
     holder = holder_of(study.lock_file) if len(answers) < len(ids) else None
     if holder is not None:
@@ -59,9 +75,13 @@ def _ask_one(
 
 
 def _job_ids(study: Study, runner: Runner, group: list[Asked]) -> dict[str, str | None]:
-    """Case id → its job; None where no runner has it."""
-    open_keys = {each.submission.key for each in group if each.submission.is_open}
-    found = runner.find(study, open_keys) if open_keys else {}
+    """Case id → its job; None if no runner has it."""
+    still_open = {
+        each.submission.key: each.submission
+        for each in group
+        if each.submission.is_open
+    }
+    found = runner.find(study, list(still_open.values())) if still_open else {}
     ids: dict[str, str | None] = {}
     for asked in group:
         accepted = found.get(asked.submission.key)

@@ -17,8 +17,7 @@ from orchestrator.study.case_status import MISSING, CaseStatus, case_statuses
 from orchestrator.study.files import Study
 from orchestrator.study.find import named_study
 from orchestrator.study.ledger import Ledger
-from orchestrator.submission.job_states import RunnerOf, asker, runner_of
-from orchestrator.submission.runners import runner_for
+from orchestrator.submission.job_states import RunnerOf, asker, runner_for, runner_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Request:
     cluster: str | None = None
     study: str | None = None
     subset: str | None = None
-    pack: int | None = None
+    cases_per_job: int | None = None
     """Cases of one job, where it is not to be the profile's number."""
 
 
@@ -45,15 +44,13 @@ class Target:
     cluster_name: str
     """Name or absolute file of the profile, as the ledger keeps it."""
     runner: Runner
-    runner_of: RunnerOf = runner_of
-    """For the clusters that the ledger names."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is to be done with each case."""
 
-    standing: Mapping[str, CaseStatus]
+    statuses: Mapping[str, CaseStatus]
     """Of every case of the grid, in its order."""
     pruned: Mapping[str, str]
     """Case id → why it cannot fit."""
@@ -63,7 +60,7 @@ class Plan:
     """Cases that the study has of earlier grids."""
 
 
-def target(request: Request, *, dry_run: bool) -> Target:
+def read_target(request: Request, *, dry_run: bool) -> Target:
     """Read the grid and the cluster's profile.
 
     Raises:
@@ -72,19 +69,21 @@ def target(request: Request, *, dry_run: bool) -> Target:
     grid = load_grid(request.grid, dry_run=dry_run, subset=request.subset)
     name = grid.study if request.study is None else request.study
     study = named_study(request.results, name)
-    cluster, called = _cluster(request.cluster or grid.cluster, request.pack)
+    cluster, called = _cluster(request.cluster or grid.cluster, request.cases_per_job)
     return Target(request, grid, study, cluster, called, runner_for(cluster))
 
 
-def _cluster(name: str | None, pack: int | None) -> tuple[Cluster, str]:
+def _cluster(name: str | None, cases_per_job: int | None) -> tuple[Cluster, str]:
     name = name or detect().name
-    cluster = load_cluster(name, {"pack": pack} if pack else None)
+    cluster = load_cluster(
+        name, {"cases_per_job": cases_per_job} if cases_per_job else None
+    )
     if names_a_file(name):
         name = str(Path(name).expanduser().absolute())
     return cluster, name
 
 
-def plan(target: Target, ledger: Ledger) -> Plan:
+def plan(target: Target, ledger: Ledger, runner_of: RunnerOf = runner_of) -> Plan:
     """Decide for each case of the grid."""
     cases = {case.case_id: case for case in target.grid.cases}
     known = set(target.study.case_ids())
@@ -95,7 +94,7 @@ def plan(target: Target, ledger: Ledger) -> Plan:
             target.study, ledger, asker(target.study, runner_of), ids
         )
     }
-    standing = {
+    statuses = {
         case_id: found.get(case_id)
         or CaseStatus(case_id=case_id, status="new", case=case)
         for case_id, case in cases.items()
@@ -103,11 +102,11 @@ def plan(target: Target, ledger: Ledger) -> Plan:
     missing = [
         case
         for case_id, case in cases.items()
-        if standing[case_id].status in MISSING | {"pruned"}
+        if statuses[case_id].status in MISSING | {"pruned"}
     ]
     pruned = _cannot_fit(target.cluster, missing)
     todo = tuple(case for case in missing if case.case_id not in pruned)
-    return Plan(standing, pruned, todo, len(known - cases.keys()))
+    return Plan(statuses, pruned, todo, len(known - cases.keys()))
 
 
 def _cannot_fit(cluster: Cluster, cases: list[Case]) -> dict[str, str]:
@@ -124,7 +123,7 @@ def _misfit(cluster: Cluster, case: Case) -> str | None:
         cluster.device_memory_bytes(case),
         cluster.host_memory_bytes(case),
         device="GPU" if _has_gpus(cluster) else "worker",
-        nodes=_fewest_nodes(cluster, case),
+        nodes=cluster.nodes(case.gpus),
     )
 
 
@@ -132,13 +131,6 @@ def _has_gpus(cluster: Cluster) -> bool:
     if cluster.kind == "local":
         return gpu_memory_bytes() is not None
     return cluster.devices[cluster.device or ""].is_gpu
-
-
-def _fewest_nodes(cluster: Cluster, case: Case) -> int:
-    """Nodes that the ranks need at least."""
-    if cluster.kind == "local":
-        return 1
-    return -(-case.gpus // cluster.devices[cluster.device or ""].per_node)
 
 
 def file_plan(target: Target, plan: Plan) -> None:
@@ -149,12 +141,12 @@ def file_plan(target: Target, plan: Plan) -> None:
     for case_id, reason in plan.pruned.items():
         study.prune(case_id, reason)
     for case in plan.todo:
-        if plan.standing[case.case_id].status == "pruned":
+        if plan.statuses[case.case_id].status == "pruned":
             study.unprune(case.case_id)
     study.write_grid(target.grid.text)
     study.write_facts(
         {
-            "cases": _in_order(target, list(plan.standing)),
+            "cases": _in_order(target, list(plan.statuses)),
             "cluster": target.cluster_name,
             "grid": str(target.request.grid.absolute()),
             "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),

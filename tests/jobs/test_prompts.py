@@ -110,7 +110,7 @@ def test_cutting_keeps_the_length_whatever_it_is() -> None:
 def test_replicas_and_batches_in_flight_have_prompts_of_their_own(
     tokenizer: Tokenizer,
 ) -> None:
-    spread = Parallel(single=Single(), data=DataParallel(degree=2))
+    spread = Parallel(data=DataParallel(degree=2))
     batch, lengths = batch_of(
         case(strategy=spread, gpus=2, batch_size=3), tokenizer, SHAPE
     )

@@ -131,7 +131,7 @@ def test_weight_bytes_are_those_of_the_rank(ranks: Callable[[int], Ranks]) -> No
         (Parallel(tensor=TensorParallel(degree=3)), "3 does not divide 8"),
         (
             Parallel(tensor=TensorParallel(degree=4)),
-            "data 1 × stages 1 × tensor 4 for 1 ranks",
+            "replicas 1 × stages 1 × shards 4 for 1 ranks",
         ),
     ],
     ids=["degree", "world"],

@@ -142,7 +142,11 @@ def test_every_rank_is_in_one_group_of_each_axis(
 def test_members_of_a_group_differ_along_its_axis_only() -> None:
     spread = strategy(data=2, stages=3, tensor=2)
     placed = placements(spread, SHAPE)
-    for axis, field in (("data", "replica"), ("stages", "stage"), ("tensor", "shard")):
+    for axis, field in (
+        ("replicas", "replica"),
+        ("stages", "stage"),
+        ("shards", "shard"),
+    ):
         others = {"replica", "stage", "shard"} - {field}
         for group in axis_groups(spread)[axis]:
             members = [placed[rank] for rank in group]

@@ -13,17 +13,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.clusters.cluster import load_cluster
-from orchestrator.commands.submit import hand_in
+from orchestrator.commands.submit import submit_target
 from orchestrator.grids.grid import Grid
 from orchestrator.job_spec import JobSpec
 from orchestrator.models import shape_of
 from orchestrator.runner import JobBatch, JobState
 from orchestrator.study.files import Study
-from orchestrator.study.ledger import read_ledger
+from orchestrator.study.ledger import Submission
 from orchestrator.submission.plan import Request, Target
 from tests.orchestrator.made import a_case
 from tests.orchestrator.quick_launch import work
@@ -38,52 +38,49 @@ class ForkRunner:
     name = "fork"
 
     def batches(self, cases: Sequence[object]) -> list[JobBatch]:
-        if not cases:
-            return []
-        return (
-            [JobBatch((tuple(cases[:1]), tuple(cases[1:])))]
-            if cases[1:]
-            else [JobBatch((tuple(cases),))]
-        )
+        jobs = tuple(filter(None, (tuple(cases[:1]), tuple(cases[1:]))))
+        return [JobBatch(jobs=jobs, timeout_s=60)] if jobs else []
 
-    def timeout_s(self, case: object) -> None:
-        return None
-
-    def submit(self, study: Study, packs: Sequence[JobSpec]) -> list[str]:
-        for index, pack in enumerate(packs):
-            file = study.job_spec_file(pack.key, index)
+    def submit(
+        self, study: Study, batch: JobBatch, specs: Sequence[JobSpec]
+    ) -> list[str]:
+        for index, spec in enumerate(specs):
+            file = study.job_spec_file(spec.key, index)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(pack.model_dump_json())
+            file.write_text(spec.model_dump_json())
         if os.fork() == 0:
             os.setsid()
-            self._jobs(study, packs)
+            self._jobs(study, specs)
             os._exit(0)
-        return [f"{pack.key}.{index}" for index, pack in enumerate(packs)]
+        return [f"{spec.key}.{index}" for index, spec in enumerate(specs)]
 
-    def _jobs(self, study: Study, packs: Sequence[JobSpec]) -> None:
-        (study.job_dir(packs[0].key) / "started").touch()
+    def _jobs(self, study: Study, specs: Sequence[JobSpec]) -> None:
+        (study.job_dir(specs[0].key) / "started").touch()
         with (study.folder / "machine").open("w") as machine:
             fcntl.flock(machine, fcntl.LOCK_EX)
-            for index, pack in enumerate(packs):
-                work(study.job_spec_file(pack.key, index))
-        (study.job_dir(packs[0].key) / "ended").touch()
+            for index, spec in enumerate(specs):
+                work(study.job_spec_file(spec.key, index))
+        (study.job_dir(specs[0].key) / "ended").touch()
 
-    def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
-        ledger = read_ledger(study.ledger_file)
+    def find(
+        self, study: Study, submissions: Sequence[Submission]
+    ) -> dict[str, list[str]]:
         return {
-            key: [f"{key}.{i}" for i in range(len(ledger.submissions[key].jobs))]
-            for key in keys
-            if (study.job_dir(key) / "started").exists()
+            each.key: [f"{each.key}.{i}" for i in range(len(each.jobs))]
+            for each in submissions
+            if (study.job_dir(each.key) / "started").exists()
         }
 
-    def states(self, study: Study, job_ids: Iterable[str]) -> dict[str, JobState]:
-        return {job_id: self._state(study, job_id) for job_id in job_ids}
+    def states(
+        self, study: Study, jobs: Mapping[str, Submission]
+    ) -> dict[str, JobState]:
+        return {job_id: self._state(study, job_id) for job_id in jobs}
 
     def _state(self, study: Study, job_id: str) -> JobState:
         over = (study.job_dir(job_id.rpartition(".")[0]) / "ended").exists()
         return JobState(state="ended" if over else "running")
 
-    def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
+    def cancel(self, study: Study, job_ids: Sequence[str]) -> None:
         raise AssertionError
 
 
@@ -97,7 +94,8 @@ def submit(results: Path) -> None:
     request = Request(Path("grid.yaml"), results)
     study = Study(results / "swept")
     local = load_cluster("local")
-    hand_in(Target(request, grid, study, local, "local", runner, lambda name: runner))
+    target = Target(request, grid, study, local, "local", runner)
+    submit_target(target, lambda name: runner)
 
 
 def submit_and_die(results: Path, instant: int) -> bool:

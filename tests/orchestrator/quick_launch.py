@@ -1,7 +1,7 @@
 """Stands in for jobs.launch where the orchestrator is tested: it keeps to the same contract
-(attempts, records, packs, first_attempt) and takes milliseconds, because it runs no model.
+(attempts, records, specs, first_attempt) and takes milliseconds, because it runs no model.
 
-    python -m jobs.launch PACK.json, in a copy of the checkout that `sandbox` makes
+    python -m jobs.launch JOB.json, in a copy of the checkout that `sandbox` makes
 
 QUICK_CASE_S: seconds that a case takes. Each start of a case is a line in runs.log of the study.
 """
@@ -19,17 +19,17 @@ from orchestrator.study.files import Study, finished
 
 
 def work(job_spec_file: Path) -> None:
-    """Give each case of the pack a record, unless it has one."""
-    pack = JobSpec.model_validate_json(job_spec_file.read_text())
-    study = Study(Path(pack.study))
-    for packed in pack.cases:
-        if not _is_done(study, packed):
-            _run(study, study.read_case(packed.case_id))
+    """Give each case of the spec a record, unless it has one."""
+    spec = JobSpec.model_validate_json(job_spec_file.read_text())
+    study = Study(Path(spec.study))
+    for turn in spec.cases:
+        if not _is_done(study, turn):
+            _run(study, study.read_case(turn.case_id))
 
 
-def _is_done(study: Study, packed: JobCase) -> bool:
-    records = finished(study, packed.case_id)
-    return any(record.attempt >= packed.first_attempt for record in records)
+def _is_done(study: Study, turn: JobCase) -> bool:
+    records = finished(study, turn.case_id)
+    return any(record.attempt >= turn.first_attempt for record in records)
 
 
 def _run(study: Study, case: Case) -> None:

@@ -1,6 +1,6 @@
 """Where a case stands, from its files, the ledger and what the runner answers."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,10 +11,16 @@ from orchestrator.record import Heartbeat
 from orchestrator.runner import JobState, Runner, Unanswered
 from orchestrator.study.case_status import CaseStatus, case_statuses
 from orchestrator.study.files import Study
-from orchestrator.study.ledger import Asked, Entry, LedgerWriter, read_ledger
+from orchestrator.study.ledger import (
+    Asked,
+    Entry,
+    LedgerWriter,
+    Submission,
+    read_ledger,
+)
 from orchestrator.study.lock import locked
-from orchestrator.submission.handover import entry_of, reconcile
 from orchestrator.submission.job_states import asker
+from orchestrator.submission.submit import entry_of, settle_interrupted
 from tests.orchestrator.made import a_case, a_failure, a_record, a_study, file
 
 CASE = a_case()
@@ -33,14 +39,19 @@ class Scheduler:
         self.told = states
         self.questions = 0
 
-    def find(self, study: Study, keys: Iterable[str]) -> dict[str, list[str]]:
+    def find(
+        self, study: Study, submissions: Sequence[Submission]
+    ) -> dict[str, list[str]]:
         if self.known is None:
             raise Unanswered("the scheduler does not answer")
+        keys = [each.key for each in submissions]
         return {key: self.known[key] for key in keys if key in self.known}
 
-    def states(self, study: Study, job_ids: Iterable[str]) -> dict[str, JobState]:
+    def states(
+        self, study: Study, jobs: Mapping[str, Submission]
+    ) -> dict[str, JobState]:
         self.questions += 1
-        return {job_id: self.told[job_id] for job_id in job_ids}
+        return {job_id: self.told[job_id] for job_id in jobs}
 
     def as_runner(self) -> Runner:
         return self  # type: ignore[return-value]
@@ -227,7 +238,7 @@ def test_an_interrupted_submit_that_was_accepted_is_found(study: Study) -> None:
     submitted(study, job_id=None)
     scheduler = Scheduler(knows={"key": ["j"]}, j=JobState(state="running"))
     assert stands(study, scheduler).status == "pending"
-    reconcile(study, lambda cluster: scheduler.as_runner())
+    settle_interrupted(study, lambda cluster: scheduler.as_runner())
     assert read_ledger(study.ledger_file).submissions["key"].job_ids == ("j",)
 
 
@@ -235,13 +246,13 @@ def test_an_unanswered_question_leaves_the_submission_open(study: Study) -> None
     submitted(study, job_id=None)
     silent = Scheduler(knows=None)
     assert stands(study, silent).status == "pending"
-    reconcile(study, lambda cluster: silent.as_runner())
+    settle_interrupted(study, lambda cluster: silent.as_runner())
     assert read_ledger(study.ledger_file).open_keys() == ["key"]
 
 
 def test_a_submission_nobody_has_is_refused_and_its_cases_are_new(study: Study) -> None:
     submitted(study, job_id=None)
-    reconcile(study, lambda cluster: Scheduler(knows={}).as_runner())
+    settle_interrupted(study, lambda cluster: Scheduler(knows={}).as_runner())
     found = stands(study)
     assert (found.status, read_ledger(study.ledger_file).open_keys()) == ("new", [])
     assert "interrupted" in found.evidence[0]

@@ -157,9 +157,9 @@ def test_a_users_file_changes_a_profile_a_little(tmp_path: Path) -> None:
 
 def test_a_users_file_extends_another_beside_it(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("extends: sol\nthrottle: 3\n")
-    (tmp_path / "top.yaml").write_text("extends: ./base.yaml\npack: 2\n")
+    (tmp_path / "top.yaml").write_text("extends: ./base.yaml\ncases_per_job: 2\n")
     top = load_cluster(tmp_path / "top.yaml")
-    assert (top.throttle, top.pack) == (3, 2)
+    assert (top.throttle, top.cases_per_job) == (3, 2)
 
 
 def test_profiles_that_extend_each_other_are_refused(tmp_path: Path) -> None:
@@ -200,14 +200,14 @@ def test_a_profile_that_lacks_keys_is_told_all_of_them_and_their_values(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("kind: local\npack: 0\n")
+    file.write_text("kind: local\ncases_per_job: 0\n")
     with pytest.raises(InputError) as raised:
         load_cluster(str(file))
     assert str(raised.value).replace(f"{file}:", "").splitlines() == [
         "1:1: about: is missing",
         "1:1: confidence: is missing; one of tested, documented, unverified",
         "1:1: name: is missing",
-        "2:7: pack: must be greater than 0, got 0",
+        "2:16: cases_per_job: must be greater than 0, got 0",
     ]
 
 

@@ -16,6 +16,7 @@ from orchestrator.clusters.cluster import load_cluster
 from orchestrator.local.runner import CONTROLLER, TURN, LocalRunner
 from orchestrator.processes import start_time, still_runs
 from orchestrator.study.files import Study
+from orchestrator.study.ledger import Submission, read_ledger
 from tests.orchestrator.made import a_case
 from tests.orchestrator.sandbox import Sandbox, wait_until
 
@@ -126,10 +127,14 @@ def test_the_job_ends_when_it_is_cancelled(sandbox: Sandbox) -> None:
     study = Study(sandbox.results / "quick")
     (job,) = os.listdir(study.jobs_dir)
     runner = LocalRunner(load_cluster("local"))
-    assert runner.states(study, [job])[job].state == "running"
+    jobs = read_ledger(study.ledger_file).submissions
+    assert runner.states(study, jobs)[job].state == "running"
     runner.cancel(study, [job])
-    wait_until(lambda: runner.states(study, [job])[job].state == "ended", "it ended")
+    wait_until(lambda: runner.states(study, jobs)[job].state == "ended", "it ended")
     assert job_processes(sandbox) == []
+
+
+JOBS = {"key": Submission("key", "local", "local", "here", "now", ())}
 
 
 def note_life(file: Path, **changes: object) -> None:
@@ -147,17 +152,17 @@ def test_a_later_process_of_the_same_number_is_not_the_job(
 ) -> None:
     study, runner = Study(tmp_path), LocalRunner(load_cluster("local"))
     note_life(study.job_dir("key") / file)
-    assert runner.states(study, ["key"])["key"].state in ("running", "pending")
+    assert runner.states(study, JOBS)["key"].state in ("running", "pending")
     note_life(
         study.job_dir("key") / file, started=(start_time(os.getpid()) or 0) - 3600
     )
-    assert runner.states(study, ["key"])["key"].state == "ended"
+    assert runner.states(study, JOBS)["key"].state == "ended"
 
 
 def test_of_a_job_on_another_machine_nothing_is_concluded(tmp_path: Path) -> None:
     study, runner = Study(tmp_path), LocalRunner(load_cluster("local"))
     note_life(study.job_dir("key") / TURN, host="elsewhere", pid=1)
-    state = runner.states(study, ["key"])["key"]
+    state = runner.states(study, JOBS)["key"]
     assert state.state == "unknown"
     assert "elsewhere" in state.reason
 
@@ -168,7 +173,7 @@ def test_all_cases_go_into_one_job_with_the_profile_s_time_limit() -> None:
     (batch,) = runner.batches(cases)
     assert batch.jobs == (tuple(cases),)
     assert runner.batches([]) == []
-    assert runner.timeout_s(cases[0]) == load_cluster("local").case_time_s
+    assert batch.timeout_s == load_cluster("local").case_time_s
 
 
 def test_a_process_is_known_by_its_number_and_start() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.clusters import hardware
 from orchestrator.study.ledger import read_ledger
-from orchestrator.submission.plan import Request, plan, target
+from orchestrator.submission.plan import Plan, Request, Target, plan, read_target
 
 GIB = 2**30
 GRID = """
@@ -29,9 +29,9 @@ routes: [{max_time: 1d}]
 def reasons(folder: Path, axes: str, cluster: str) -> list[str | None]:
     grid = folder / "grid.yaml"
     grid.write_text(f"{GRID}axes: {axes}\n")
-    aim = target(Request(grid, folder, cluster), dry_run=True)
+    aim = read_target(Request(grid, folder, cluster), dry_run=True)
     planned = plan(aim, read_ledger(aim.study.ledger_file))
-    return [planned.pruned.get(case_id) for case_id in planned.standing]
+    return [planned.pruned.get(case_id) for case_id in planned.statuses]
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -69,3 +69,51 @@ def test_this_machine_has_workers_where_it_has_no_gpu(
     monkeypatch.setattr(hardware, "host_memory_bytes", lambda: 16 * GIB)
     (reason,) = reasons(tmp_path, "{strategy: single, gpus: 1}", "local")
     assert f"on each {word}, it has" in (reason or "")
+
+
+def sol(folder: Path, grid_text: str) -> tuple[Target, Plan]:
+    grid = folder / "grid.yaml"
+    grid.write_text(grid_text)
+    target = read_target(Request(grid, folder, "sol"), dry_run=True)
+    return target, plan(target, read_ledger(target.study.ledger_file))
+
+
+def test_a_case_that_fits_on_as_many_nodes_as_it_takes_is_not_pruned(
+    tmp_path: Path,
+) -> None:
+    """Ten ranks go to five nodes of two, since three nodes cannot hold them in equal numbers."""
+    _, planned = sol(
+        tmp_path,
+        "models: {huge: {random: llama-3.1-405b}}\nprompts: random\n"
+        "fixed: {model: huge, dtype: float32}\n"
+        "axes: {strategy: {model: 5, tensor: 2, zero-offload: {}}, gpus: 10}\n",
+    )
+    assert planned.pruned == {}
+    assert len(planned.todo) == 1
+
+
+@pytest.mark.parametrize("gpus", range(1, 17))
+def test_the_plan_and_the_job_take_the_same_number_of_nodes(
+    tmp_path: Path, gpus: int
+) -> None:
+    target, planned = sol(
+        tmp_path,
+        "models: {toy: {random: llama-3.2-1b}}\nprompts: random\n"
+        f"fixed: {{model: toy}}\naxes: {{strategy: data, gpus: {gpus}}}\n",
+    )
+    (batch,) = target.runner.batches(planned.todo)
+    assert batch.resources is not None
+    nodes = batch.resources.nodes
+    assert nodes == target.cluster.nodes(gpus)
+    assert nodes * batch.resources.ranks_per_node == gpus
+
+
+def test_a_case_is_ended_by_us_before_its_job_is_ended_by_slurm(tmp_path: Path) -> None:
+    target, planned = sol(
+        tmp_path,
+        "models: {toy: {random: llama-3.2-1b}}\nprompts: random\n"
+        "fixed: {model: toy}\naxes: {strategy: single, gpus: 1}\n",
+    )
+    (batch,) = target.runner.batches(planned.todo)
+    assert batch.resources is not None
+    assert 0 < batch.timeout_s < batch.resources.time_s

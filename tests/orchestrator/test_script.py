@@ -34,7 +34,7 @@ def case_of(gpus: int) -> Case:
 
 def script_of(cluster: str, gpus: int, jobs: int, **changes: Any) -> str:
     profile = load_cluster(cluster, {"python": "/env/bin/python", **changes})
-    need = resources(profile, case_of(gpus), profile.pack)
+    need = resources(profile, case_of(gpus), profile.cases_per_job)
     text = render(profile, need, key="KEY", jobs=jobs, summary="Study report: 1 case")
     return text.replace(str(checkout()), "/checkout")
 

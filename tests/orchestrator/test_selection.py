@@ -105,7 +105,7 @@ def test_changes_become_keys_of_a_profile() -> None:
     change = Change("2h", "64GiB", 3, ("n7",))
     assert change.of_profile("a100", ["n1"]) == {
         "case_time": "2h",
-        "pack": 3,
+        "cases_per_job": 3,
         "devices": {"a100": {"host_memory": "64GiB"}},
         "exclude_nodes": ["n1", "n7"],
     }

@@ -58,7 +58,7 @@ def test_a_site_without_arrays_gets_single_jobs(site: Site) -> None:
 
 def test_a_pack_is_one_job_of_several_cases(site: Site) -> None:
     site.hold()
-    assert site.box.submit("--pack", "2").returncode == 0
+    assert site.box.submit("--cases-per-job", "2").returncode == 0
     assert len(site.queue()) == 2
     site.release()
     site.drained()
@@ -229,7 +229,7 @@ def test_a_thousand_cases_go_out_by_one_sbatch_nearly_as_fast_as_submitits_own(
 
     began = time.perf_counter()
     (batch,) = runner.batches(cases)
-    packs = [
+    specs = [
         JobSpec(
             study=str(study.folder),
             key="thousand",
@@ -238,7 +238,7 @@ def test_a_thousand_cases_go_out_by_one_sbatch_nearly_as_fast_as_submitits_own(
         for job in batch.jobs
         for case in job
     ]
-    ids = runner.submit(study, packs)
+    ids = runner.submit(study, batch, specs)
     assert time.perf_counter() - began < 10 * bare_s
     assert len(set(ids)) == 1000
     assert len({job_id.split("_")[0] for job_id in ids}) == 1

@@ -143,7 +143,7 @@ def test_two_nodes_of_two_ranks_give_the_same_ids_as_one_process(desk: Desk) -> 
 def test_a_killed_rank_ends_its_case_within_seconds_and_not_the_next(
     desk: Desk,
 ) -> None:
-    desk.submit([ENDLESS, {"strategy": "tensor", "gpus": 2}], "--pack", "2")
+    desk.submit([ENDLESS, {"strategy": "tensor", "gpus": 2}], "--cases-per-job", "2")
     desk.slurm.wait(desk.has(2), "two ranks", 120)
     first = {process.pid for process in desk.workers()}
     desk.workers()[-1].kill()
@@ -200,7 +200,7 @@ def test_a_requeued_job_measures_only_the_interrupted_case_again(desk: Desk) -> 
     """The supervisor files `preempted`; after the requeue it skips what is done."""
     short, long = {"strategy": "tensor", "gpus": 2}, ENDLESS | {"repeats": 300}
     often = {"ORCH_HEARTBEAT_S": "0.2"}
-    desk.submit([short, long], "--pack", "2", requeue=True, environment=often)
+    desk.submit([short, long], "--cases-per-job", "2", requeue=True, environment=often)
 
     def is_measuring() -> bool:
         attempts = list(desk.study.glob("cases/*/attempt-1"))

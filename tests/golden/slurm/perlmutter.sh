@@ -25,9 +25,9 @@ unset "${!SBATCH_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
 export SRUN_CPUS_PER_TASK=128
 export PYTHONPATH=/checkout
 
-pack=pack-${SLURM_ARRAY_TASK_ID:?which of the packs 0 to 2}.json
+job=job-${SLURM_ARRAY_TASK_ID:?which of the jobs 0 to 2}.json
 if [ -n "$SLURM_JOB_ID" ]; then
     # How jobs.launch starts a case's workers: a step of their own, which ends as one.
     export ORCH_SRUN='srun --kill-on-bad-exit=1 --wait=60 --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=128'
 fi
-exec /env/bin/python -m jobs.launch "$pack"
+exec /env/bin/python -m jobs.launch "$job"

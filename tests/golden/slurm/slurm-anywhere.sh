@@ -21,9 +21,9 @@ export SLURM_EXPORT_ENV=ALL
 export SRUN_CPUS_PER_TASK=16
 export PYTHONPATH=/checkout
 
-pack=pack-0.json
+job=job-0.json
 if [ -n "$SLURM_JOB_ID" ]; then
     # How jobs.launch starts a case's workers: a step of their own, which ends as one.
     export ORCH_SRUN='srun --kill-on-bad-exit=1 --wait=60 --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=16'
 fi
-exec /env/bin/python -m jobs.launch "$pack"
+exec /env/bin/python -m jobs.launch "$job"

@@ -30,9 +30,9 @@ export PYTHONNOUSERSITE=1
 # The cluster's profile asks for:
 if type module >/dev/null 2>&1; then module purge; module load mamba/latest; fi
 
-pack=pack-${SLURM_ARRAY_TASK_ID:?which of the packs 0 to 39}.json
+job=job-${SLURM_ARRAY_TASK_ID:?which of the jobs 0 to 39}.json
 if [ -n "$SLURM_JOB_ID" ]; then
     # How jobs.launch starts a case's workers: a step of their own, which ends as one.
     export ORCH_SRUN='srun --kill-on-bad-exit=1 --wait=60 --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=24'
 fi
-exec /env/bin/python -m jobs.launch "$pack"
+exec /env/bin/python -m jobs.launch "$job"

@@ -29,7 +29,7 @@ export PYTHONNOUSERSITE=1
 # The cluster's profile asks for:
 if type module >/dev/null 2>&1; then module purge; module load mamba/latest; fi
 
-pack=pack-0.json
+job=job-0.json
 if [ -n "$SLURM_JOB_ID" ]; then
     # How jobs.launch starts a case's workers: a step of their own, which ends as one.
     export ORCH_SRUN='srun --kill-on-bad-exit=1 --wait=60 --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=48'
@@ -38,4 +38,4 @@ if [ -n "$SLURM_JOB_ID" ]; then
     export ORCH_NODES=2
     export ORCH_RENDEZVOUS="$first"'':$((10000 + SLURM_JOB_ID % 20000))
 fi
-exec /env/bin/python -m jobs.launch "$pack"
+exec /env/bin/python -m jobs.launch "$job"
