@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 BIN := .venv/bin
+OTHER := .venv-torch-$(TORCH)
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -43,6 +44,15 @@ check: env ## ruff and mypy
 
 test: check ## everything: linters, types, tests with real processes and a real Slurm
 	$(BIN)/python tests/run.py
+
+# Another torch brings its own sympy and setuptools; all else is as pinned.
+test-torch: ## kernels' and end-to-end tests with another torch: make test-torch TORCH=2.11.0
+	$(call environment,$(OTHER))
+	sed -E '/^(torch|setuptools|sympy)==/d' constraints.txt > $(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install -q -c $(OTHER)/constraints.txt torch==$(TORCH) "setuptools>=70.1"
+	$(OTHER)/bin/python -m pip install -q -c $(OTHER)/constraints.txt torch==$(TORCH) \
+		--no-build-isolation -e '.[test]'
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest tests/kernels tests/orchestrator/test_end_to_end.py
 
 demo: .venv/.ready ## the main job on a small checkpoint: submit a grid, wait, print the table
 	test -e results/models/demo/config.json || \

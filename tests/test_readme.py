@@ -47,11 +47,13 @@ def test_the_tree_names_every_folder_and_nothing_else() -> None:
 
 def test_every_make_target_it_names_exists() -> None:
     targets = set(
-        re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+        re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
     )
     named = set(
         re.findall(
-            r"`make ([a-z]+)`|^\$? ?make ([a-z]+)", README.read_text(), re.MULTILINE
+            r"`make ([a-z-]+)[^`]*`|^\$? ?make ([a-z-]+)",
+            README.read_text(),
+            re.MULTILINE,
         )
     )
     assert {first or second for first, second in named} <= targets

@@ -150,9 +150,8 @@ SIGNATURES: tuple[Signature, ...] = (
     # ---- ranks find one another
     *_lines(
         "launch", False,
-        "this torch was built without libuv: put USE_LIBUV=0 in the profile's `environment`, or "
-        "install torch from PyPI",
-        r"use_libuv was requested but PyTorch was built without libuv",
+        "this torch was built without libuv, and torchrun needs it: install torch from PyPI",
+        r"use_libuv was requested but PyTorch was buil[dt] without libuv",
     ),
     *_lines(
         "launch", True, "another process has the port: run it again, a free one is taken",

@@ -219,6 +219,35 @@ QUOTED = """\
 """
 
 
+WITHOUT_LIBUV = """\
+Traceback (most recent call last):
+  File "c10d_rendezvous_backend.py", line 159, in _create_tcp_store
+    store = TCPStore(
+        host,
+    ...<3 lines>...
+        timeout=timedelta(seconds=read_timeout),
+    )
+RuntimeError: use_libuv was requested but PyTorch was build without libuv support
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "c10d_rendezvous_backend.py", line 183, in _create_tcp_store
+    raise RendezvousConnectionError(
+        "The connection to the C10d store has failed. See inner exception for details."
+    ) from exc
+torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d \
+store has failed. See inner exception for details.
+"""
+
+
+def test_a_torch_without_libuv_is_told_as_such() -> None:
+    finding = find_cause(WITHOUT_LIBUV, exit_code=1)
+    assert (finding.cause, finding.retryable) == ("launch", False)
+    assert "use_libuv" in finding.evidence[0]
+    assert "without libuv" in finding.remedy
+
+
 def test_source_that_a_traceback_quotes_is_no_evidence() -> None:
     finding = find_cause(QUOTED, exit_code=1)
     assert (finding.cause, finding.evidence[0]) == ("unknown", OWN_ERROR)

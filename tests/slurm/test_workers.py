@@ -221,7 +221,10 @@ def test_a_requeued_job_measures_only_the_interrupted_case_again(desk: Desk) -> 
     desk.slurm.command("scontrol", "update", f"jobid={job_id}", "starttime=now")
     desk.drained()
     rows = desk.rows()
-    assert [(row["status"], row["attempt"]) for row in rows] == [("ok", 1), ("ok", 2)]
+    assert [(row["status"], row["attempt"]) for row in rows] == [
+        ("ok", 1),
+        ("ok", 2),
+    ], rows
     first = desk.study / "cases" / rows[1]["case_id"] / "attempt-1/record.json"
     assert json.loads(first.read_text())["cause"] == "preempted"
     assert desk.leavings() == []
