@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,10 +29,10 @@ from torch.distributed.elastic.multiprocessing.errors import record as with_trac
 from jobs import gates, timing
 from jobs.environment import with_torch
 from jobs.filing import file_or_keep
-from jobs.measure import Report, Work, gatherer, measure, prepare
+from jobs.measure import Report, Work, measure, prepare
 from jobs.progress import DONE, ProgressBoard, ProgressReporter
 from jobs.tracing import trace
-from kernels.world import World, join, leave
+from kernels.world import World, join, leave, object_gatherer
 from orchestrator.case import Case
 from orchestrator.causes.finding import announce
 from orchestrator.environment import Environment
@@ -54,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         world = World.from_environment(timeout_s=options.collective_s)
         reporter = ProgressBoard.open(options.scratch, world.size).reporter(world.rank)
         join(world)
-        gather = gatherer(world)
+        gather: Callable[[Report], list[Report]] = object_gatherer(world)
         work = prepare(case, world, reporter, LoadingLine(reporter, world.rank == 0))
     except (ValueError, OrchError, FileNotFoundError, PermissionError) as error:
         _stop(error)
     report = measure(work, reporter)
-    reports: list[Report] = gather(report)
+    reports = gather(report)
     if world.rank == 0:
         attempt = attempt_in(options.attempt_dir) if options.attempt_dir else None
         number = attempt.number if attempt else 1
@@ -143,7 +143,7 @@ def compose(
         output_tokens=reports[0].output_tokens,
         ids_digest=reports[0].digests[-1],
         trace=trace.facts(work.case, work.batch.length, traced(reports)),
-        shape=work.engine.shape,
+        shape=work.shape,
         split=reports[0].split,
         weights_wait=reports[0].weights_wait,
         cluster=cluster,

@@ -3,10 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from kernels.generate import NOTHING, Batch
+from kernels.generate import NOTHING
 from orchestrator.case import Case
 
 
@@ -67,20 +66,3 @@ def check_ranks(digests: Sequence[Sequence[str]]) -> list[str]:
     if differing:
         return [f"ranks disagree on the ids: {differing} differ from rank 0"]
     return []
-
-
-def check_logits(logits_BTV: Tensor, batch: Batch) -> list[str]:
-    """What comes of the prompts must be numbers; padding aside."""
-    positions_T = torch.arange(batch.length)
-    real_BT = positions_T >= batch.pad_B[:, None]
-    wrong = int((~logits_BTV.isfinite()).any(-1)[real_BT].sum())
-    if wrong:
-        return [f"the logits of {wrong} prompt tokens are not finite numbers"]
-    return []
-
-
-def beginning(batch: Batch, vocab_size: int, elements: int = 1 << 24) -> Batch:
-    """The prompts, cut at the front so that their logits are at most so many numbers."""
-    keep = max(1, min(batch.length, elements // (batch.size * vocab_size)))
-    cut = batch.length - keep
-    return Batch(batch.ids_BT[:, cut:], (batch.pad_B - cut).clamp(min=0))

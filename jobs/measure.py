@@ -4,7 +4,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,19 +17,16 @@ from jobs.prompts import RANDOM, batch_of
 from jobs.timing import Stopwatch
 from jobs.tokenizer import Tokenizer, load_tokenizer
 from jobs.tracing.trace import Traced, repeat_traced
-from kernels.engine import Engine
+from kernels.engine import Engine, EngineFacts
 from kernels.generate import Batch, Generation
 from kernels.memory import peak_resident_bytes
 from kernels.parallelize import parallelize
-from kernels.placement import stage_layers
+from kernels.shapes import ModelShape
 from kernels.weights import Progress, RandomWeights, Weights, open_weights
 from kernels.world import World
-from kernels.zero_offload import OffloadEngine
 from orchestrator.case import Case
 from orchestrator.environment import Environment
 from orchestrator.record import RankFacts
-
-Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +36,13 @@ class Work:
     case: Case
     world: World
     engine: Engine
+    shape: ModelShape
     batch: Batch
     prompt_lengths: list[int]
     generation: Generation
     load_s: float
+    repeat_traced: Callable[[], Traced]
+    """Generate once more and note which rank computes when."""
 
 
 @dataclass(kw_only=True)
@@ -85,19 +84,23 @@ def prepare(
         stop_at_eos=case.stop_at_eos,
     )
     context = batch.length + case.new_tokens
-    strategy = settled(case, weights.shape, context, world, gatherer)
+    strategy = settled(case, weights.shape, context, world)
     dtype = getattr(torch, case.dtype)
     start = time.perf_counter()
     engine = parallelize(weights.shape, strategy, world, dtype, weights, progress)
-    engine.synchronize()
+    load_s = time.perf_counter() - start
     return Work(
         case=case,
         world=world,
         engine=engine,
+        shape=weights.shape,
         batch=batch,
         prompt_lengths=lengths,
         generation=generation,
-        load_s=time.perf_counter() - start,
+        load_s=load_s,
+        repeat_traced=lambda: repeat_traced(
+            engine, batch, generation, with_flame=case.trace == "flame"
+        ),
     )
 
 
@@ -141,26 +144,14 @@ def measure(work: Work, reporter: ProgressReporter) -> Report:
         digests=[gates.digest(each) for each in ids],
         output_tokens=gates.output_tokens(ids[-1]),
     )
-    report.problems = _problems(work, report, ids)
+    facts = work.engine.facts(work.batch)
+    report.problems = _problems(work, report, ids, facts)
     if world.local_rank == 0:
         report.environment = describe()
-    report.split, report.weights_wait = _split(work), _weights_wait(work)
+    report.split, report.weights_wait = list(facts.split), facts.weights_wait
     if case.trace:
-        report.traced = repeat_traced(
-            work.engine, work.batch, work.generation, with_flame=case.trace == "flame"
-        )
+        report.traced = work.repeat_traced()
     return report
-
-
-def _split(work: Work) -> list[int]:
-    """Layers of each stage, as they came to be."""
-    stages = stage_layers(work.engine.strategy, work.engine.shape.n_layers)
-    return [len(layers) for layers in stages]
-
-
-def _weights_wait(work: Work) -> str | None:
-    """Where streamed weights wait and how they are read: the page cache would be memory."""
-    return work.engine.how if isinstance(work.engine, OffloadEngine) else None
 
 
 def _meet(world: World) -> None:
@@ -168,14 +159,13 @@ def _meet(world: World) -> None:
         dist.barrier()
 
 
-def _problems(work: Work, report: Report, ids: list[torch.Tensor]) -> list[str]:
-    vocab_size = work.engine.shape.vocab_size
-    had_rows = work.engine.placement.replica < work.batch.size
-    part = gates.beginning(work.batch, vocab_size)
-    problems = gates.check_logits(work.engine.logits(part), part)
+def _problems(
+    work: Work, report: Report, ids: list[torch.Tensor], facts: EngineFacts
+) -> list[str]:
+    problems = [*facts.problems]
     for ids_BN, seconds in zip(ids, report.times, strict=True):
-        problems += gates.check_ids(ids_BN, work.case, vocab_size)
-        problems += gates.check_times(seconds, work.case, had_rows)
+        problems += gates.check_ids(ids_BN, work.case, work.shape.vocab_size)
+        problems += gates.check_times(seconds, work.case, facts.has_rows)
     problems += gates.check_repeats(report.digests)
     return list(dict.fromkeys(problems))
 
@@ -202,20 +192,3 @@ def rank_facts(work: Work) -> RankFacts:
         peak_reserved_bytes=reserved,
         weight_bytes=work.engine.weight_bytes,
     )
-
-
-def gatherer(world: World) -> Callable[[Thing], list[Thing]]:
-    """A function that gives every rank the things of all, in rank order.
-
-    Made by all ranks at once. Over the CPU, so that a full GPU does not matter.
-    """
-    if world.size == 1:
-        return lambda thing: [thing]
-    group = dist.new_group(backend="gloo")
-
-    def gather(thing: Thing) -> list[Thing]:
-        things: list[Any] = [None] * world.size
-        dist.all_gather_object(things, thing, group=group)
-        return things
-
-    return gather

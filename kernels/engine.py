@@ -1,27 +1,15 @@
-"""An engine: a model spread over the ranks, ready to generate.
+"""What a measurement uses of an engine: ours, or a peer's. Nothing else of one is used.
 
-`Engine` holds what every strategy shares: the groups of ranks, this rank's part of the model,
-lanes, the exact logits, replicas. A strategy with a schedule of its own overrides `run`; one
-that keeps its weights elsewhere overrides `layers`.
-
-Shapes, in names: B rows, T tokens, D model width, N new tokens, V vocabulary.
+Shapes, in names: B rows, N new tokens.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kernels.cache import Lane, Step, slots_for
-from kernels.generate import Batch, Generation, NewTokens, choose
-from kernels.groups import Groups, gather_uneven
-from kernels.llama import Llama, rotary_tables
-from kernels.placement import place, split_evenly
-from kernels.shapes import ModelShape
-from kernels.strategies import Strategy
-from kernels.timeline import OFF, Timeline
-from kernels.world import World
+from kernels.generate import Batch, Generation
 
 OnToken = Callable[[int], None]
 """Called with a token's index once this rank has issued its work for it."""
@@ -31,225 +19,38 @@ def ignore(_index: int) -> None:
     """The `on_token` of who does not listen."""
 
 
-class Engine(ABC):
-    """This rank's part of a spread model. All ranks call the same methods in the same order."""
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What an engine tells about itself after it generated."""
 
-    lane_type: type[Lane] = Lane
-    """What `new_lane` makes."""
+    split: tuple[int, ...]
+    """Layers of each stage; one number if the model is not split into stages."""
+    has_rows: bool
+    """Whether this rank had sequences of the batch to generate."""
+    weights_wait: str | None = None
+    """Where streamed weights wait, and how they are read; None if none are streamed."""
+    problems: tuple[str, ...] = ()
+    """Why what it generated cannot be right."""
 
-    def __init__(
-        self,
-        *,
-        model: Llama,
-        strategy: Strategy,
-        world: World,
-        groups: Groups,
-        dtype: torch.dtype,
-    ) -> None:
-        self.model = model
-        self.shape: ModelShape = model.shape
-        self.strategy = strategy
-        self.world = world
-        self.groups = groups
-        self.dtype = dtype
-        self.device = world.device
-        self.placement = place(strategy, self.shape, world.rank)
-        self.timeline: Timeline = OFF
-        self._lane: Lane | None = None
-        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
+
+class Engine(Protocol):
+    """A model that is loaded and ready to generate: ours, or a peer's.
+
+    All that a measurement uses. Where there are several ranks, all call the same methods in the
+    same order.
+    """
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of this rank's parameters; a shared one counts once."""
-        by_address = {
-            parameter.data_ptr(): parameter.nbytes
-            for parameter in self.model.parameters()
-        }
-        return sum(by_address.values())
+        """Bytes of the parameters that this rank holds."""
 
-    @torch.inference_mode()
     def generate(
-        self, batch: Batch, generation: Generation, on_token: OnToken = ignore
+        self, batch: Batch, generation: Generation, on_token: OnToken = ...
     ) -> Tensor:
-        """The new token ids [B, N], on the CPU and the same on every rank.
+        """The new token ids [B, N], on the CPU and the same on every rank."""
 
-        Where generation stops at end tokens, -1 stands after a row's end.
-        """
-        self._check_length(batch, generation)
-        rows = self._rows(batch)
-        ids_BN = torch.empty(
-            (0, generation.new_tokens), dtype=torch.int64, device=self.device
-        )
-        if rows:
-            part = batch.rows(rows).to(self.device)
-            ids_BN = self.run(part, rows, generation, on_token)
-        return self._gather_rows(ids_BN, batch).cpu()
-
-    @abstractmethod
-    def run(
-        self, batch: Batch, rows: range, generation: Generation, on_token: OnToken
-    ) -> Tensor:
-        """The new token ids [B, N] of this replica's rows, on the device.
-
-        Args:
-            batch: this replica's rows, on the device.
-            rows: their places in the whole batch, on which sampling depends.
-            generation: what to generate.
-            on_token: to be called with each token's index.
-        """
-
-    @torch.inference_mode()
-    def logits(self, batch: Batch) -> Tensor:
-        """The logits [B, T, V] of whole prompts, on the CPU and the same on every rank.
-
-        For comparisons: what stands at padding tokens means nothing.
-        """
-        rows = self._rows(batch)
-        size = (len(rows), batch.length, self.shape.vocab_size)
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        logits_BTV = torch.empty(size, dtype=dtype, device=self.device)
-        if rows:
-            part = batch.rows(rows).to(self.device)
-            lane = self.new_lane(len(rows), batch.length)
-            lane.begin(part.pad_B)
-            slots_T = torch.arange(batch.length, device=self.device)
-            x_BTD = self.pass_through(part.ids_BT, lane.step(slots_T))
-            if self.placement.is_last:
-                logits_BTV = self._gather_vocab(self.model.head(x_BTD))
-            self.groups.stages.broadcast(logits_BTV, self.strategy.stages - 1)
-        return self._gather_rows(logits_BTV, batch).cpu()
-
-    def watch(self, timeline: Timeline) -> None:
-        """Tell this timeline from now on what is done when."""
-        self.timeline = timeline
-
-    def synchronize(self) -> None:
-        """Wait until the device has done all that was issued."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def facts(self, batch: Batch) -> EngineFacts:
+        """What is known after generating for these prompts. May compute; not to be timed."""
 
     def close(self) -> None:
-        """Free the groups; the engine is of no use afterwards."""
-        self._lane = None
-        self.groups.close()
-
-    # What strategies build on.
-
-    def layers(self) -> Iterable[nn.Module]:
-        """This rank's layers in the order of use, each ready when it is yielded."""
-        return self.model.layers.values()
-
-    def new_lane(self, rows: int, length: int) -> Lane:
-        """A cache for this many rows of at most `length` tokens, prompt and new ones."""
-        slots = slots_for(length)
-        if slots not in self._tables:
-            self._tables[slots] = rotary_tables(
-                self.shape, slots, self.device, self.dtype
-            )
-        return self.lane_type(
-            layers=self.placement.layers,
-            rows=rows,
-            length=length,
-            heads=len(self.placement.heads),
-            kv_heads=len(self.placement.kv_heads),
-            head_dim=self.shape.head_dim,
-            tables=self._tables[slots],
-            window=self.shape.sliding_window,
-            dtype=self.dtype,
-        )
-
-    def reused_lane(self, rows: int, length: int) -> Lane:
-        """The last lane, or a new one where it does not fit."""
-        lane = self._lane
-        if lane is None or (lane.rows, lane.slots) != (rows, slots_for(length)):
-            self._lane = None  # freed before the next is made
-            lane = self._lane = self.new_lane(rows, length)
-        return lane
-
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        """This stage's work: hidden states [B, T, D] of ids (first stage) or of hidden states."""
-        x_BTD = self.model.embed(x) if self.placement.is_first else x
-        return self.model.transform(x_BTD, step, self.layers())
-
-    def pass_through(self, ids_BT: Tensor, step: Step) -> Tensor:
-        """Hidden states after this stage's layers, having waited for the stage before."""
-        stages, stage = self.groups.stages, self.placement.stage
-        x = ids_BT
-        if not self.placement.is_first:
-            x = self.new_hidden(*ids_BT.shape)
-            stages.receive(x, stage - 1)
-        x_BTD = self.forward(x, step)
-        if not self.placement.is_last:
-            stages.send(x_BTD, stage + 1)
-        return x_BTD
-
-    def new_hidden(self, rows: int, tokens: int) -> Tensor:
-        """Room for hidden states [B, T, D] that come from another stage."""
-        return torch.empty(
-            (rows, tokens, self.shape.dim), dtype=self.dtype, device=self.device
-        )
-
-    def choose(self, x_BTD: Tensor, tokens: NewTokens) -> Tensor:
-        """The next ids [B], from the last stage's hidden states of the last token."""
-        logits_BV = self.model.head(x_BTD[:, -1:])[:, 0]
-        return choose(logits_BV, tokens, self.placement.vocab, self.groups.shards)
-
-    def _rows(self, batch: Batch) -> range:
-        return split_evenly(batch.size, self.strategy.replicas)[self.placement.replica]
-
-    def _gather_vocab(self, logits_BTV: Tensor) -> Tensor:
-        parts = split_evenly(self.shape.vocab_size, self.strategy.shards)
-        return gather_uneven(self.groups.shards, logits_BTV, -1, parts)
-
-    def _gather_rows(self, x: Tensor, batch: Batch) -> Tensor:
-        parts = split_evenly(batch.size, self.strategy.replicas)
-        return gather_uneven(self.groups.replicas, x, 0, parts)
-
-    def _check_length(self, batch: Batch, generation: Generation) -> None:
-        length = batch.length + generation.new_tokens
-        if length > self.shape.max_seq_len:
-            raise ValueError(
-                f"prompt and new tokens must fit the model's {self.shape.max_seq_len} positions, "
-                f"got {batch.length} + {generation.new_tokens}; take shorter prompts or fewer new "
-                f"tokens"
-            )
-
-
-class SequentialEngine(Engine):
-    """One batch, one stage at work at a time: single, model and tensor parallel."""
-
-    def run(
-        self, batch: Batch, rows: range, generation: Generation, on_token: OnToken
-    ) -> Tensor:
-        """Prefill, then one token after the other."""
-        tokens = NewTokens(rows, generation, self.device)
-        lane = self.reused_lane(batch.size, batch.length + generation.new_tokens)
-        lane.begin(batch.pad_B)
-        slots_T = torch.arange(batch.length, device=self.device)
-        self.timeline.at(token=0)
-        self.advance(batch.ids_BT, lane.step(slots_T), tokens)
-        on_token(0)
-        slot_1 = slots_T[-1:] + 1
-        for index in range(1, generation.new_tokens):
-            if tokens.all_ended():
-                break
-            self.timeline.at(index)
-            self.decode(lane, slot_1, tokens)
-            on_token(index)
-        return tokens.ids_BN
-
-    def decode(self, lane: Lane, slot_1: Tensor, tokens: NewTokens) -> None:
-        """One more token for every row, from the last one: for each token the same work on the
-        same memory, so that it can be captured once and replayed."""
-        self.advance(tokens.last_B[:, None], lane.step(slot_1), tokens)
-        slot_1 += 1
-
-    def advance(self, ids_BT: Tensor, step: Step, tokens: NewTokens) -> None:
-        """Through all stages, and choose."""
-        x_BTD = self.pass_through(ids_BT, step)
-        if self.placement.is_last:
-            ids_B = self.choose(x_BTD, tokens)
-        else:
-            ids_B = torch.empty_like(tokens.last_B)
-        self.groups.stages.broadcast(ids_B, self.strategy.stages - 1)
-        tokens.append(ids_B)
+        """Free its resources. The engine cannot be used afterwards."""

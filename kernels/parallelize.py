@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from kernels.engine import Engine, SequentialEngine
 from kernels.groups import Groups
 from kernels.llama import Llama
+from kernels.llama_engine import LlamaEngine, SequentialEngine
 from kernels.model_parallel import model_parallel
 from kernels.pipeline.channels import Channels
 from kernels.pipeline_parallel import PipelineEngine
@@ -26,13 +26,26 @@ def parallelize(
     dtype: torch.dtype,
     weights: Weights,
     progress: Progress | None = None,
-) -> Engine:
+) -> LlamaEngine:
     """Load this rank's part of the model. All ranks of the world call it.
 
     Raises:
         StrategyError: the degrees do not fit the model or the world.
     """
     _check(shape, strategy, world)
+    engine = _loaded(shape, strategy, world, dtype, weights, progress)
+    engine.synchronize()  # copies to a GPU may still be under way
+    return engine
+
+
+def _loaded(
+    shape: ModelShape,
+    strategy: Strategy,
+    world: World,
+    dtype: torch.dtype,
+    weights: Weights,
+    progress: Progress | None,
+) -> LlamaEngine:
     placement = place(strategy, shape, world.rank)
     groups = Groups.of(strategy, world)
     model = cut(shape, placement, groups)

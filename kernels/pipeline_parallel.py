@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from kernels.cache import Lane
-from kernels.engine import Engine, OnToken
+from kernels.engine import OnToken
 from kernels.generate import Batch, Generation, NewTokens
+from kernels.llama_engine import LlamaEngine
 from kernels.pipeline.channels import AHEAD, Channels, Inbox, Outbox
 from kernels.pipeline.schedule import Flow, Piece, enters_after, lanes, order
 
@@ -24,7 +25,7 @@ _ASK_EVERY = 16
 """Where rows may end, all stages drain and ask after so many tokens whether any row goes on."""
 
 
-class PipelineEngine(Engine):
+class PipelineEngine(LlamaEngine):
     """Stages that work on different micro-batches at the same time."""
 
     def __init__(self, *, channels: Channels, **parts: Any) -> None:

@@ -115,7 +115,7 @@ OFF = _Off()
 
 @contextmanager
 def watched(engine: Any) -> Iterator[Timeline]:
-    """Note what an `Engine` does inside: its layers, what its groups say, what it tells itself."""
+    """Note what an engine does inside: its layers, its communication, what it tells itself."""
     timeline = Timeline(engine.world.rank, engine.device)
     with ExitStack() as stack:
         for name, layer, module in _parts(engine.model):

@@ -6,9 +6,10 @@ process group at all.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -199,3 +200,24 @@ class Group:
         if self._process_group is not None and self.index >= 0:
             dist.destroy_process_group(self._process_group)
         self._process_group = None
+
+
+Gathered = TypeVar("Gathered")
+
+
+def object_gatherer(world: World) -> Callable[[Gathered], list[Gathered]]:
+    """A function that gives every rank the objects of all ranks, in rank order.
+
+    All ranks call this together, and then the function. The objects travel over the CPU, so that
+    a full GPU does not matter.
+    """
+    if world.size == 1:
+        return lambda thing: [thing]
+    group = dist.new_group(backend="gloo")
+
+    def gather(thing: Gathered) -> list[Gathered]:
+        things: list[Any] = [None] * world.size
+        dist.all_gather_object(things, thing, group=group)
+        return things
+
+    return gather

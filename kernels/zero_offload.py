@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from kernels.cache import Lane, Step, slots_for
-from kernels.engine import OnToken, SequentialEngine, ignore
+from kernels.engine import OnToken, ignore
 from kernels.generate import Batch, Generation
+from kernels.llama_engine import SequentialEngine
 from kernels.offload.device_budget import DeviceBudget
 from kernels.offload.host_cache import SLOTS, HostLane
 from kernels.offload.layer_store import Store
@@ -80,7 +81,7 @@ class OffloadEngine(SequentialEngine):
         self._cleanup.callback(self.streamer.close)
         if self.model.output is not None:
             self.model.output = LentLinear(self.model.output, self.streamer)
-        self.how = how_stored(store)
+        self.weights_wait = how_stored(store)
         self._budget.begin()
 
     def _plan(self, working_bytes: int) -> OffloadPlan:

@@ -10,7 +10,6 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from kernels.pipeline.layer_costs import LayerTimes, Load, layer_costs
 from kernels.pipeline.partition import Device, Link, partition
 from kernels.shapes import ModelShape
 from kernels.strategies import Strategy
-from kernels.world import World
+from kernels.world import World, object_gatherer
 from orchestrator.case import Case
 from orchestrator.study.files import write_whole
 
@@ -45,13 +44,11 @@ def settled(
     shape: ModelShape,
     context: int,
     world: World,
-    gatherer: Callable[[World], Callable[[Found], list[Found]]],
 ) -> Strategy:
     """The case's strategy with the layers of each stage told. All ranks call it.
 
     Args:
         context: tokens of a sequence, prompt and new ones.
-        gatherer: makes a function that gives every rank the things of all.
 
     Raises:
         PartitionError: the model does not fit the devices, however it is split.
@@ -66,7 +63,7 @@ def settled(
         rows_in_flight=in_flight,
         context=context,
     )
-    found = gatherer(world)(_find(shape, load, world))
+    found: list[Found] = object_gatherer(world)(_find(shape, load, world))
     link = Link(latency_s=_hop_s(strategy, world, load.rows * shape.dim * load.width))
     return strategy.with_split(split_for(strategy, shape, load, found, link))
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.tracing import flame
-from kernels.engine import Engine
 from kernels.generate import Batch, Generation
+from kernels.llama_engine import LlamaEngine
 from kernels.pipeline.schedule import Flow, bubble, idle_share
 from kernels.spans import Span, as_events, busy, decode_window
 from kernels.timeline import clock_offset_s, watched
@@ -33,7 +33,7 @@ class Traced:
 
 
 def repeat_traced(
-    engine: Engine, batch: Batch, generation: Generation, *, with_flame: bool
+    engine: LlamaEngine, batch: Batch, generation: Generation, *, with_flame: bool
 ) -> Traced:
     """Generate once more, watched; and once again under the profiler. All ranks call it."""
     world = engine.world

@@ -48,7 +48,7 @@ def main() -> None:
         tempfile.tempdir = str(options.folder)
     engine = streaming(round(options.gigabytes * 1e9 / LAYER_BYTES), options.rows)
     streamed = sum(unit.num_bytes for unit in engine.streamer.units)
-    print(f"weights: {streamed / 1e9:.2f} GB a token, {engine.how}")
+    print(f"weights: {streamed / 1e9:.2f} GB a token, {engine.weights_wait}")
     with plain_file(streamed) as path:
         print(f"plain file: {streamed / 1e9:.2f} GB, {DiskFile(path).how}")
         token_bytes_per_s(engine, streamed, options.rows)  # checks what was written

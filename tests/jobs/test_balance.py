@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,6 @@ def found(
 ) -> Found:
     times = LayerTimes(layer_s=layer_s, embedding_s=0.1, head_s=head_s)
     return Found(name=name, times=times, **({"memory_bytes": math.inf} | more))
-
-
-def gatherer_of_one(_world: World) -> Callable[[Found], list[Found]]:
-    return lambda mine: [mine, mine]
 
 
 def case(**changes: Any) -> Case:
@@ -86,7 +81,7 @@ def test_a_profile_is_kept_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    strategy = settled(case(), SHAPE, 16, World(), gatherer_of_one)
+    strategy = settled(case(), SHAPE, 16, World())
     assert len(strategy.split) == 2
     assert sum(strategy.split) == 8
     (file,) = cache_folder().glob("*.json")
@@ -95,9 +90,9 @@ def test_a_profile_is_kept_and_found_again(
     # A head as heavy as 20 layers, as if it had been measured: the kept profile is believed.
     kept["times"] = {"layer_s": 1.0, "embedding_s": 0.1, "head_s": 20.0}
     file.write_text(json.dumps(kept))
-    assert settled(case(), SHAPE, 16, World(), gatherer_of_one).split == (7, 1)
+    assert settled(case(), SHAPE, 16, World()).split == (7, 1)
     file.write_text("{")
-    again = settled(case(), SHAPE, 16, World(), gatherer_of_one)
+    again = settled(case(), SHAPE, 16, World())
     assert sum(again.split) == 8
     assert json.loads(file.read_text())["times"]["layer_s"] != 1.0
 
@@ -107,9 +102,7 @@ def test_a_case_that_needs_no_profile_makes_none(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     equal = Parallel(model=ModelParallel(degree=2))
-    assert (
-        settled(case(strategy=equal), SHAPE, 16, World(), gatherer_of_one).split == ()
-    )
+    assert settled(case(strategy=equal), SHAPE, 16, World()).split == ()
     assert not cache_folder().exists()
 
 
@@ -118,5 +111,5 @@ def test_a_cache_that_cannot_be_written_is_told_and_does_no_harm(
 ) -> None:
     (tmp_path / "orch").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sum(settled(case(), SHAPE, 16, World(), gatherer_of_one).split) == 8
+    assert sum(settled(case(), SHAPE, 16, World()).split) == 8
     assert "the profile is not kept" in capsys.readouterr().err

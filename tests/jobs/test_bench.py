@@ -15,6 +15,7 @@ from jobs import gates
 from jobs.bench import LoadingLine, compose, read_case
 from jobs.measure import Report, Work, measure, prepare
 from jobs.progress import ProgressBoard
+from kernels.finite import last_tokens, not_finite
 from kernels.generate import NOTHING, Batch
 from kernels.shapes import ModelShape
 from kernels.strategies import Parallel, PipelineParallel, Single
@@ -256,17 +257,17 @@ def test_padding_may_be_anything() -> None:
     batch = Batch.of([[1], [1, 2, 3]])
     logits = torch.zeros(2, 3, 8)
     logits[0, :2] = float("nan")
-    assert gates.check_logits(logits, batch) == []
+    assert not_finite(logits, batch) == []
     logits[1, 0, 5] = float("inf")
-    assert gates.check_logits(logits, batch)
+    assert not_finite(logits, batch)
 
 
 def test_long_prompts_are_checked_in_part() -> None:
     batch = Batch.of([list(range(1, 101)), [1, 2]])
-    part = gates.beginning(batch, vocab_size=50, elements=1000)
+    part = last_tokens(batch, vocab_size=50, elements=1000)
     assert part.ids_BT.tolist() == batch.ids_BT[:, -10:].tolist()
     assert part.pad_B.tolist() == [0, 8]
-    whole = gates.beginning(batch, vocab_size=50)
+    whole = last_tokens(batch, vocab_size=50)
     assert whole.ids_BT.shape == batch.ids_BT.shape
 
 

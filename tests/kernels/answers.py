@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.engine import Engine
 from kernels.generate import Batch, Generation
+from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
 from kernels.placement import Strategy
 from kernels.shapes import ModelShape, RopeScaling
@@ -86,7 +86,7 @@ def answers(
     dtype: str = "float32",
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     temperature: float = 0.0,
-    spoil: Callable[[Engine], None] | None = None,
+    spoil: Callable[[LlamaEngine], None] | None = None,
 ) -> list[Answer]:
     """This rank's answer to each batch.
 

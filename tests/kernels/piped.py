@@ -9,14 +9,14 @@ from answers import SHAPES, batch_of, random_weights
 from torch import Tensor, nn
 
 from kernels.cache import Lane
-from kernels.engine import Engine
 from kernels.generate import Generation
+from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
 from kernels.placement import Strategy
 from kernels.world import World
 
 
-def build(world: World, shape: str, strategy: Strategy) -> Engine:
+def build(world: World, shape: str, strategy: Strategy) -> LlamaEngine:
     """An engine of one of the toy shapes in fp32."""
     weights = random_weights(SHAPES[shape], torch.float32)
     return parallelize(SHAPES[shape], strategy, world, torch.float32, weights)

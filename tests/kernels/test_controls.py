@@ -23,9 +23,9 @@ from ranks import Ranks
 from torch import Tensor, nn
 
 from kernels.cache import Lane, Step
-from kernels.engine import Engine
 from kernels.generate import Batch
 from kernels.llama import Attention, FeedForward, Layer
+from kernels.llama_engine import LlamaEngine
 from kernels.strategies import Parallel, Single, Strategy, TensorParallel
 from kernels.world import World
 
@@ -53,18 +53,18 @@ def differences(name: str, given: list[Answer]) -> list[str | None]:
     ]
 
 
-def each(engine: Engine, kind: type[nn.Module]) -> Iterator[Any]:
+def each(engine: LlamaEngine, kind: type[nn.Module]) -> Iterator[Any]:
     return (module for module in engine.model.modules() if isinstance(module, kind))
 
 
 # What goes wrong when one writes such a thing.
 
 
-def nothing(engine: Engine) -> None:
+def nothing(engine: LlamaEngine) -> None:
     """The control of the controls."""
 
 
-def adjacent_rotary_pairs(engine: Engine) -> None:
+def adjacent_rotary_pairs(engine: LlamaEngine) -> None:
     """Meta's wq and wk, not permuted."""
     for attention in each(engine, Attention):
         for linear in (attention.wq, attention.wk):
@@ -74,7 +74,7 @@ def adjacent_rotary_pairs(engine: Engine) -> None:
             linear.weight.data = halves.transpose(1, 2).reshape_as(linear.weight)
 
 
-def keys_permuted_as_queries(engine: Engine) -> None:
+def keys_permuted_as_queries(engine: LlamaEngine) -> None:
     """wk permuted as if there were as many KV heads as query heads."""
     for attention in each(engine, Attention):
         weight = attention.wk.weight
@@ -82,35 +82,35 @@ def keys_permuted_as_queries(engine: Engine) -> None:
         weight.data = pairs.transpose(1, 2).reshape_as(weight)
 
 
-def swapped_kv_heads(engine: Engine) -> None:
+def swapped_kv_heads(engine: LlamaEngine) -> None:
     for attention in each(engine, Attention):
         for linear in (attention.wk, attention.wv):
             heads = linear.weight.view(-1, attention.head_dim, engine.shape.dim)
             linear.weight.data = heads.flip(0).reshape_as(linear.weight)
 
 
-def doubled_residual(engine: Engine) -> None:
+def doubled_residual(engine: LlamaEngine) -> None:
     def add(_layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return out + inputs[0]
 
     next(each(engine, Layer)).register_forward_hook(add)
 
 
-def dropped_bias(engine: Engine) -> None:
+def dropped_bias(engine: LlamaEngine) -> None:
     for attention in each(engine, Attention):
         attention.wk.bias.data.zero_()
         attention.wv.bias.data.zero_()
 
 
-def forgotten_window(engine: Engine) -> None:
+def forgotten_window(engine: LlamaEngine) -> None:
     engine.shape = replace(engine.shape, sliding_window=None)
 
 
-def forgotten_rope_scaling(engine: Engine) -> None:
+def forgotten_rope_scaling(engine: LlamaEngine) -> None:
     engine.shape = replace(engine.shape, rope_scaling=None)
 
 
-def dropped_pad_mask(engine: Engine) -> None:
+def dropped_pad_mask(engine: LlamaEngine) -> None:
     """Padding taken for tokens."""
     generate, logits = engine.generate, engine.logits
 
@@ -121,7 +121,7 @@ def dropped_pad_mask(engine: Engine) -> None:
     engine.logits = lambda batch: logits(bare(batch))  # type: ignore[method-assign]
 
 
-def stale_cache(engine: Engine) -> None:
+def stale_cache(engine: LlamaEngine) -> None:
     """Keys of the last token only, from then on."""
 
     class Forgetful(Lane):
@@ -131,7 +131,7 @@ def stale_cache(engine: Engine) -> None:
     engine.lane_type = Forgetful
 
 
-def padding_of_the_batch_before(engine: Engine) -> None:
+def padding_of_the_batch_before(engine: LlamaEngine) -> None:
     class Stale(Lane):
         def begin(self, pad_B: Tensor) -> None:
             pass
@@ -139,29 +139,29 @@ def padding_of_the_batch_before(engine: Engine) -> None:
     engine.lane_type = Stale
 
 
-def no_sum_after_attention(engine: Engine) -> None:
+def no_sum_after_attention(engine: LlamaEngine) -> None:
     """A missing all-reduce, in one layer."""
     next(each(engine, Attention)).wo._forward_hooks.clear()
 
 
-def no_sum_after_feed_forward(engine: Engine) -> None:
+def no_sum_after_feed_forward(engine: LlamaEngine) -> None:
     next(each(engine, FeedForward)).w2._forward_hooks.clear()
 
 
-def no_sum_of_the_embedding(engine: Engine) -> None:
+def no_sum_of_the_embedding(engine: LlamaEngine) -> None:
     assert engine.model.tok_embeddings is not None
     engine.model.tok_embeddings._shards = replace_by_itself(engine)  # type: ignore[assignment]
 
 
-def argmax_of_this_shard_only(engine: Engine) -> None:
+def argmax_of_this_shard_only(engine: LlamaEngine) -> None:
     engine.groups = replace(engine.groups, shards=replace_by_itself(engine))
 
 
-def replace_by_itself(engine: Engine) -> Any:
+def replace_by_itself(engine: LlamaEngine) -> Any:
     return World().group([0])
 
 
-def query_heads_with_their_neighbours_kv_head(engine: Engine) -> None:
+def query_heads_with_their_neighbours_kv_head(engine: LlamaEngine) -> None:
     """Replicated KV heads that do not follow their query heads."""
     for attention in each(engine, Attention):
         weights = random_weights(engine.shape, torch.float32)
@@ -188,7 +188,7 @@ def query_heads_with_their_neighbours_kv_head(engine: Engine) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_the_comparison_sees(name: str, spoil: Callable[[Engine], None]) -> None:
+def test_the_comparison_sees(name: str, spoil: Callable[[LlamaEngine], None]) -> None:
     shape = SHAPES[name]
     whole = answers(World(), shape, SINGLE, spoil=nothing)
     assert differences(name, whole) == [None, None, None]
@@ -212,7 +212,9 @@ def test_the_comparison_sees(name: str, spoil: Callable[[Engine], None]) -> None
     ids=lambda value: value.__name__ if callable(value) else f"tensor {value.shards}",
 )
 def test_the_comparison_sees_among_ranks(
-    spread: Strategy, spoil: Callable[[Engine], None], ranks: Callable[[int], Ranks]
+    spread: Strategy,
+    spoil: Callable[[LlamaEngine], None],
+    ranks: Callable[[int], Ranks],
 ) -> None:
     world = ranks(spread.world_size)
     expected = others_answers("gqa")[BATCH_SIZES.index(4)]

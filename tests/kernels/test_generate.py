@@ -8,7 +8,6 @@ import torch
 from answers import SHAPES, batch_of, prompts, random_weights
 from ranks import Ranks
 
-from kernels.engine import Engine, SequentialEngine
 from kernels.generate import (
     NOTHING,
     Batch,
@@ -17,6 +16,7 @@ from kernels.generate import (
     choose,
     gumbel_noise,
 )
+from kernels.llama_engine import LlamaEngine, SequentialEngine
 from kernels.parallelize import parallelize
 from kernels.placement import split_evenly
 from kernels.strategies import (
@@ -33,13 +33,13 @@ CPU = torch.device("cpu")
 ALONE = World().group([0])
 
 
-def engine_of(strategy: Strategy, world: World) -> Engine:
+def engine_of(strategy: Strategy, world: World) -> LlamaEngine:
     shape = SHAPES["mha"]
     weights = random_weights(shape, torch.float32)
     return parallelize(shape, strategy, world, torch.float32, weights)
 
 
-def alone() -> Engine:
+def alone() -> LlamaEngine:
     return engine_of(Parallel(single=Single()), World())
 
 

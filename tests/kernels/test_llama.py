@@ -12,9 +12,9 @@ from torch import Tensor
 
 import kernels.llama
 from kernels.cache import Lane
-from kernels.engine import Engine
 from kernels.generate import Batch
 from kernels.llama import Llama, RMSNorm, rotary_tables, rotate
+from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
 from kernels.placement import owned_slices, place
 from kernels.shapes import (
@@ -32,7 +32,7 @@ SINGLE = Parallel(single=Single())
 CPU = torch.device("cpu")
 
 
-def alone(shape: ModelShape, dtype: torch.dtype = torch.float64) -> Engine:
+def alone(shape: ModelShape, dtype: torch.dtype = torch.float64) -> LlamaEngine:
     return parallelize(
         shape, SINGLE, World(), dtype, random_weights(shape, torch.float32)
     )
@@ -44,7 +44,7 @@ def meta(shape: ModelShape) -> Llama:
 
 
 @torch.inference_mode()
-def through(engine: Engine, lane: Lane, ids_BT: Tensor, first_slot: int) -> Tensor:
+def through(engine: LlamaEngine, lane: Lane, ids_BT: Tensor, first_slot: int) -> Tensor:
     """Logits of ids that stand in these and the following slots."""
     slots_T = torch.arange(first_slot, first_slot + ids_BT.shape[1])
     x_BTD = engine.pass_through(ids_BT, lane.step(slots_T))

@@ -30,8 +30,7 @@ def cut_for(shape: ModelShape, strategy: Strategy, rank: int) -> Llama:
         axis: next(Group(group, rank, None) for group in groups if rank in group)
         for axis, groups in axis_groups(strategy).items()
     }
-    groups = Groups(shards=mine["tensor"], stages=mine["stages"], replicas=mine["data"])
-    return cut(shape, place(strategy, shape, rank), groups)
+    return cut(shape, place(strategy, shape, rank), Groups(**mine))
 
 
 @pytest.mark.parametrize("name", ["llama-2-70b", "llama-3.2-1b", "qwen2.5-7b"])

@@ -222,9 +222,9 @@ def test_the_progress_of_loading_ends_at_its_whole() -> None:
 
 def test_an_engine_says_where_its_weights_wait_and_how_they_are_read() -> None:
     host, disk = engine(offload()), engine(offload(source="disk"))
-    assert host.how == "host memory"
-    assert disk.how.startswith("files, ")
-    assert "O_DIRECT" in disk.how or "page cache dropped" in disk.how
+    assert host.weights_wait == "host memory"
+    assert disk.weights_wait.startswith("files, ")
+    assert "O_DIRECT" in disk.weights_wait or "page cache dropped" in disk.weights_wait
     host.close()
     disk.close()
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kernels import timeline
 from kernels.cache import Step
-from kernels.engine import Engine
 from kernels.generate import Batch, Generation
+from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
 from kernels.placement import Strategy
 from kernels.spans import Span, busy
@@ -53,7 +53,7 @@ def sleeping(
     return seen.spans()
 
 
-def _meet(engine: Engine) -> None:
+def _meet(engine: LlamaEngine) -> None:
     engine.groups.stages.barrier()
 
 
