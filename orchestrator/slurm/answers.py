@@ -11,8 +11,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.causes.finding import from_slurm
-from orchestrator.causes.slurm_states import PENDING, plain_state
+from orchestrator.causes.slurm_states import cause_of, phase_of, plain_state
 from orchestrator.runner import JobState
 from orchestrator.slurm.query import Answer, SlurmJobInfo
 from orchestrator.study.files import write_whole
@@ -101,7 +100,7 @@ def _ours(answer: Answer, job_id: str, name: str | None) -> SlurmJobInfo | None:
 
 def _active(told: SlurmJobInfo) -> JobState:
     return JobState(
-        state="pending" if told.state in PENDING else "running",
+        state="pending" if phase_of(told.state) == "pending" else "running",
         reason=plain_state(told.state, told.reason),
         slurm_state=told.state,
         elapsed_s=told.elapsed_s,
@@ -121,13 +120,12 @@ def _ended(
     word = told.state if not told.is_active else ""
     starved = books is not None and books.out_of_memory
     word = "OUT_OF_MEMORY" if starved else word
-    finding = from_slurm(word, books.exit_code if books else "") if word else None
     code = f", exit code {books.exit_code}" if books and books.exit_code else ""
     return JobState(
         state="ended",
         reason=f"{plain_state(word)} ({word}{code})" if word else "it ended",
         slurm_state=word,
-        cause=finding.cause if finding else None,
+        cause=cause_of(word, books.exit_code if books else "") if word else None,
         elapsed_s=told.elapsed_s,
         limit_s=told.limit_s,
         hosts=told.nodes,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.causes.slurm_states import ENDED, is_uncertain, plain_reason, way_out
+from orchestrator.causes.slurm_states import STATES, is_uncertain, plain_reason, way_out
 from orchestrator.runner import JobState
 from orchestrator.slurm.answers import Memory, judge
 from orchestrator.slurm.query import Answer, expand, parse_sacct, parse_squeue
@@ -223,7 +223,10 @@ def test_an_allocations_variables_are_not_inherited_but_the_configuration_is() -
 def test_every_way_to_end_has_plain_words() -> None:
     from orchestrator.causes.slurm_states import plain_state
 
-    assert all(plain_state(state) for state in ENDED)
+    assert all(
+        plain_state(state)
+        for state in [name for name, state in STATES.items() if state.phase == "ended"]
+    )
 
 
 @pytest.mark.parametrize(
