@@ -97,11 +97,11 @@ def find_cause(
         oom_kills: processes that the kernel killed meanwhile for want of host memory.
     """
     text = _without_source(log_text.replace("\r", "\n"))  # progress bars
-    nearness, match, signature = _nearest(text)
-    if oom_kills and nearness > ROOT:
+    distance, match, signature = _nearest(text)
+    if oom_kills and distance > ROOT:
         return _oom_kill(oom_kills)
-    own = _own_exceptions(text) if nearness > ROOT else []
-    if match is None or signature is None or (nearness == CONSEQUENCE and own):
+    own = _own_exceptions(text) if distance > ROOT else []
+    if match is None or signature is None or (distance == CONSEQUENCE and own):
         return _unknown(text, own, exit_code)
     evidence = [_line_at(text, match.start()), *own]
     return Finding(
@@ -135,14 +135,14 @@ def _without_source(text: str) -> str:
 def _nearest(text: str) -> tuple[int, re.Match[str] | None, Signature | None]:
     """The earliest match among the signatures nearest to the root."""
     found = [
-        (signature.nearness, match.start(), match, signature)
+        (signature.distance, match.start(), match, signature)
         for signature in SIGNATURES
         if (match := signature.pattern.search(text))
     ]
     if not found:
         return CONSEQUENCE + 1, None, None
-    nearness, _, match, signature = min(found, key=lambda each: each[:2])
-    return nearness, match, signature
+    distance, _, match, signature = min(found, key=lambda each: each[:2])
+    return distance, match, signature
 
 
 def _oom_kill(count: int) -> Finding:
