@@ -4,7 +4,7 @@
     python -m jobs.bench case.json                                 # a case of one rank
 
 `jobs.launch` starts it with `--attempt-dir`, where rank 0 then writes record.json. What a person
-has to mend (a missing checkpoint, a bad prompts file) is one line and exit code 2; any other
+has to fix (a missing checkpoint, a bad prompts file) is one line and exit code 2; any other
 error is a traceback, and `jobs.launch` makes the record from it.
 """
 
@@ -103,7 +103,7 @@ def read_case(file: Path) -> Case:
 
 
 def _stop(error: Exception) -> None:
-    """End this rank with the line that tells a person what to mend."""
+    """End this rank with a line that tells a person what to fix."""
     if type(error) in (ValueError, FileNotFoundError, PermissionError):
         traceback.print_exception(
             error

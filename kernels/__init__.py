@@ -1,4 +1,4 @@
-"""The thing being measured: a plain-torch Llama and the ways to spread it over devices.
+"""What is measured: a plain-torch Llama and the strategies to run it on several devices.
 
 *Kernel* in the HPC sense (the measured computation, as in the NAS Parallel Benchmarks), not a
 CUDA kernel. Nothing here knows Slurm, YAML, result files or a stopwatch, and nothing here

@@ -1,4 +1,4 @@
-"""A Llama that believes it is alone: plain torch, one device, no word about parallelism.
+"""Single-device Llama in plain torch; strategies parallelize it from outside.
 
 Strategies cut it from outside: layers live in a dict keyed by their index, the embedding, the
 final norm and the output head may be None, and each attention knows its own head counts.

@@ -173,7 +173,7 @@ def _tensor_degrees(shape: ModelShape) -> list[int]:
 
 
 def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
-    """Why the model cannot be spread so: a sentence (rule, values, way out) each; [] if it can."""
+    """Why the strategy does not fit the model: a sentence for each reason; [] if it fits."""
     reasons = []
     ways = ", ".join(map(str, _tensor_degrees(shape)))
     if shape.n_heads % strategy.shards:

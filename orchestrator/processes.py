@@ -1,4 +1,4 @@
-"""Whether a process of this machine still runs, told from a later one with the same number."""
+"""Whether a process of this machine still runs, and is not a later one with the same number."""
 
 import psutil
 

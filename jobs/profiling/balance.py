@@ -45,7 +45,7 @@ def settled(
     context: int,
     world: World,
 ) -> Strategy:
-    """The case's strategy with the layers of each stage told. All ranks call it.
+    """The case's strategy with the layers of each stage filled in. All ranks call it.
 
     Args:
         context: tokens of a sequence, prompt and new ones.

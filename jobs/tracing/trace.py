@@ -78,14 +78,14 @@ def facts(case: Case, columns: int, traced: list[Traced]) -> TraceFacts | None:
 
 def flow_of(case: Case, columns: int) -> Flow:
     """What goes through the stages of one replica."""
-    spread = case.strategy
+    strategy = case.strategy
     return Flow(
-        schedule=spread.schedule,
-        rows=spread.in_flight or case.batch_size,
+        schedule=strategy.schedule,
+        rows=strategy.in_flight or case.batch_size,
         prompt_tokens=columns,
         new_tokens=case.new_tokens,
-        micro_batches=spread.micro_batches,
-        prefill_micro_batches=spread.prefill_micro_batches,
+        micro_batches=strategy.micro_batches,
+        prefill_micro_batches=strategy.prefill_micro_batches,
     )
 
 

@@ -1,6 +1,6 @@
 """PipeDream's partition of layers into stages, forward only. Numbers in, integers out, no torch.
 
-A dynamic programme over prefixes: the best way to spread the first `j` layers over the first
+A dynamic programme over prefixes: the best way to split the first `j` layers over the first
 `m` devices ends with one stage that takes the layers after some `k` on the last `d` devices
 (d > 1: sharded by tensor parallelism), so
 

@@ -1,7 +1,6 @@
 """Why a job or its workers ended: from a log's text, an exit code, or Slurm's own account.
 
     find_cause(read_ends(attempt.log_file))       what the workers' log proves
-    from_slurm("OUT_OF_MEMORY", "0:125")          what sacct says
 
 Slurm's account decides where it names a cause of its own; where it only says FAILED, the log
 does. The lines looked for stand in `orchestrator.causes.signatures`.
@@ -98,11 +97,11 @@ def find_cause(
         oom_kills: processes that the kernel killed meanwhile for want of host memory.
     """
     text = _without_source(log_text.replace("\r", "\n"))  # progress bars
-    nearness, match, signature = _nearest(text)
-    if oom_kills and nearness > ROOT:
+    distance, match, signature = _nearest(text)
+    if oom_kills and distance > ROOT:
         return _oom_kill(oom_kills)
-    own = _own_exceptions(text) if nearness > ROOT else []
-    if match is None or signature is None or (nearness == CONSEQUENCE and own):
+    own = _own_exceptions(text) if distance > ROOT else []
+    if match is None or signature is None or (distance == CONSEQUENCE and own):
         return _unknown(text, own, exit_code)
     evidence = [_line_at(text, match.start()), *own]
     return Finding(
@@ -136,14 +135,14 @@ def _without_source(text: str) -> str:
 def _nearest(text: str) -> tuple[int, re.Match[str] | None, Signature | None]:
     """The earliest match among the signatures nearest to the root."""
     found = [
-        (signature.nearness, match.start(), match, signature)
+        (signature.distance, match.start(), match, signature)
         for signature in SIGNATURES
         if (match := signature.pattern.search(text))
     ]
     if not found:
         return CONSEQUENCE + 1, None, None
-    nearness, _, match, signature = min(found, key=lambda each: each[:2])
-    return nearness, match, signature
+    distance, _, match, signature = min(found, key=lambda each: each[:2])
+    return distance, match, signature
 
 
 def _oom_kill(count: int) -> Finding:
@@ -213,73 +212,3 @@ def _readable(line: str) -> str:
 
 def _distinct(lines: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for line in lines if line))[:_EVIDENCE_LINES]
-
-
-# ---- Slurm's account
-
-_STATES: dict[str, Cause] = {
-    "BOOT_FAIL": "node_fail",
-    "CANCELLED": "cancelled",
-    "DEADLINE": "timeout",
-    "NODE_FAIL": "node_fail",
-    "OUT_OF_MEMORY": "oom_host",
-    "PREEMPTED": "preempted",
-    "REVOKED": "cancelled",
-    "TIMEOUT": "timeout",
-}
-_HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
-_ALIVE = (
-    "COMPLETING", "CONFIGURING", "EXPEDITING", "PENDING", "REQUEUED", "REQUEUE_FED",
-    "RESIZING", "RESV_DEL_HOLD", "RUNNING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED",
-)  # fmt: skip
-_EXITS: dict[str, tuple[Cause, bool, str]] = {
-    "0:125": ("oom_host", False, signatures.HOST_MEMORY),
-    "0:53": ("launch", False, "the job could not open its log: check the folder of results"),
-    "0:9": ("unknown", True, signatures.KILLED),
-    "126:0": ("launch", False, "a command of the job script may not be run: see the job's log"),
-    "127:0": ("launch", False, "a command of the job script was not found: see the job's log"),
-    "137:0": ("unknown", True, signatures.KILLED),
-    "143:0": ("cancelled", True, signatures.CANCELLED),
-    "0:15": ("cancelled", True, signatures.CANCELLED),
-}  # fmt: skip
-_PROGRAM: tuple[Cause, bool, str] = (
-    "unknown", True, "the job's program failed: read its log (`orch logs`)",
-)  # fmt: skip
-
-
-def from_slurm(state: str, exit_code: str = "", reason: str = "") -> Finding | None:
-    """Why a job without a record ended, by Slurm's account; None while it has not ended.
-
-    Args:
-        state: as sacct, squeue or scontrol print it; `CANCELLED by 1234` and a truncated
-            `OUT_OF_ME+` are understood; empty where Slurm no longer knows the job.
-        exit_code: sacct's `code:signal`.
-        reason: squeue's reason.
-    """
-    said = " ".join(word for word in ("Slurm:", state, exit_code, reason) if word)
-    name = _state_name(state)
-    if name in _HELD or "launch failed requeued held" in reason.replace("_", " "):
-        remedy = "Slurm holds the job back after a failed start: ask the site, or exclude the node"
-        return Finding("launch", (said,), remedy, retryable=True)
-    if name in _STATES:
-        return usual(_STATES[name], said)
-    if name in _ALIVE:
-        return None
-    if name == "FAILED":
-        cause, retryable, remedy = _EXITS.get(exit_code, _PROGRAM)
-        return Finding(cause, (said,), remedy, retryable)
-    if name in ("COMPLETED", ""):
-        remedy = "the job ended and left no record: read its log, then `orch retry`"
-        said = said if name else "Slurm no longer knows the job"
-        return Finding("lost", (said,), remedy, retryable=True)
-    remedy = "Slurm gave a state that orch does not know"
-    return Finding("unknown", (said,), remedy, retryable=True)
-
-
-def _state_name(state: str) -> str:
-    word = state.split(" ")[0].upper()
-    if word.endswith("+"):  # sacct's default width cuts long names
-        known = (*_STATES, *_HELD, *_ALIVE)
-        whole = [name for name in known if name.startswith(word[:-1])]
-        return whole[0] if len(whole) == 1 else word
-    return word

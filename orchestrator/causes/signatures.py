@@ -22,14 +22,14 @@ class Signature:
     cause: Cause
     retryable: bool
     remedy: str
-    nearness: int = ROOT
+    distance: int = ROOT
 
 
 def _lines(
-    cause: Cause, retryable: bool, remedy: str, *patterns: str, nearness: int = ROOT
+    cause: Cause, retryable: bool, remedy: str, *patterns: str, distance: int = ROOT
 ) -> list[Signature]:
     return [
-        Signature(re.compile(each, re.MULTILINE), cause, retryable, remedy, nearness)
+        Signature(re.compile(each, re.MULTILINE), cause, retryable, remedy, distance)
         for each in patterns
     ]
 
@@ -56,18 +56,18 @@ COMMUNICATION = (
     "ranks lost one another: find the rank that hung or is silent in the log; "
     "NCCL_DEBUG=INFO tells the network in use, NCCL_SOCKET_IFNAME chooses it"
 )
-_REQUEST = "Slurm refused the request: mend it in the cluster profile or the grid"
+_REQUEST = "Slurm refused the request: fix it in the cluster profile or the grid"
 _WAIT = "Slurm did not take the job now: submit again in a while"
 _DEVICES = "the job sees other GPUs than it needs: compare the GPU request with the case's gpus"
 
 SIGNATURES: tuple[Signature, ...] = (
     # ---- what our own programs say of themselves (orchestrator.causes.finding.announce)
     *_lines(
-        "config", False, "mend what the message names, then `orch retry`",
+        "config", False, "fix what the message names, then `orch retry`",
         r"orch: config: .+",
     ),
     *_lines(
-        "launch", False, "mend what the message names, then `orch retry`",
+        "launch", False, "fix what the message names, then `orch retry`",
         r"orch: launch: .+",
     ),
     # ---- memory
@@ -103,7 +103,7 @@ SIGNATURES: tuple[Signature, ...] = (
     *_lines(
         "cancelled", True, CANCELLED,
         r"(?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE to SIGNAL [^*]+)? \*\*\*",
-        nearness=CONSEQUENCE,  # srun says so too when it ends a step for one rank's error
+        distance=CONSEQUENCE,  # srun says so too when it ends a step for one rank's error
     ),
     # ---- Slurm refuses a job
     *_lines(
@@ -186,7 +186,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"ImportError: ",
     ),
     *_lines(
-        "launch", False, "mend the setup lines of the cluster profile",
+        "launch", False, "fix the setup lines of the cluster profile",
         r"Lmod has detected the following error",
         r"module: command not found",
         r"activate: No such file",
@@ -197,7 +197,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Disk quota exceeded",
     ),
     *_lines(
-        "launch", False, "results cannot be written there: mend the permissions or take another "
+        "launch", False, "results cannot be written there: fix the permissions or take another "
         "folder with --results",
         r"Read-only file system",
     ),
@@ -234,23 +234,23 @@ SIGNATURES: tuple[Signature, ...] = (
         r"task [\d,-]+: Killed",
         r"exitcode ?\s*: -9\b",
         r"Signal 9 \(SIGKILL\)",
-        nearness=SIGNAL,
+        distance=SIGNAL,
     ),
     *_lines(
         "unknown", True,
         "a file that was mapped shrank, or /dev/shm is full: check both, then `orch retry`",
         r"exitcode ?\s*: -7\b", r"Signal 7 \(SIGBUS\)", r"\bBus error\b",
-        nearness=SIGNAL,
+        distance=SIGNAL,
     ),
     *_lines(
         "unknown", False, "native code crashed: see the lines above it in the log",
         r"exitcode ?\s*: -11\b", r"Signal 11 \(SIGSEGV\)", r"Segmentation fault",
-        nearness=SIGNAL,
+        distance=SIGNAL,
     ),
     *_lines(
         "cancelled", True, CANCELLED,
         r"got signal: 15", r"exitcode ?\s*: -15\b", r"Signal 15 \(SIGTERM\)",
-        nearness=CONSEQUENCE,
+        distance=CONSEQUENCE,
     ),
     # ---- what the others then see
     *_lines(
@@ -262,7 +262,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Socket closed$",
         r"Broken pipe",
         r"due to an error of type Rendezvous\w+",
-        nearness=CONSEQUENCE,
+        distance=CONSEQUENCE,
     ),
 )  # fmt: skip
 """Earliest line wins among those nearest to the root."""

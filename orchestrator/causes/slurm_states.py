@@ -1,34 +1,101 @@
-"""Slurm's words in ours: states, reasons why a job waits, and why a submission was refused."""
+"""Slurm's words: job states, reasons why a job waits, and why a submission was refused.
+
+The only table of each. States are those of Slurm 22 to 25 (JOB STATE CODES in squeue(1)).
+"""
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
-PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT",
-                     "RESV_DEL_HOLD", "CONFIGURING", "EXPEDITING"})  # fmt: skip
-RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING",
-                     "RESIZING", "STAGE_OUT"})  # fmt: skip
-ENDED = frozenset({"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
-                   "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY", "REVOKED",
-                   "LAUNCH_FAILED"})  # fmt: skip
+from orchestrator.record import Cause
 
-_ENDINGS = {
-    "COMPLETED": "ended by itself",
-    "CANCELLED": "cancelled",
-    "FAILED": "failed",
-    "TIMEOUT": "its time limit was hit",
-    "NODE_FAIL": "its node failed",
-    "PREEMPTED": "preempted by a job of higher priority",
-    "BOOT_FAIL": "its node did not boot",
-    "DEADLINE": "its deadline passed",
-    "OUT_OF_MEMORY": "it used more main memory than it asked for",
-    "REVOKED": "another cluster took it",
-    "LAUNCH_FAILED": "Slurm could not start it",
+
+@dataclass(frozen=True)
+class SlurmState:
+    """What one of Slurm's job states means."""
+
+    phase: Literal["pending", "running", "ended"]
+    plain: str = ""
+    """For a person; empty if the reason or the phase says enough."""
+    cause: Cause = "unknown"
+    """Of a job that ended so without a record."""
+
+
+_RELEASE = "`scontrol release` or the site's staff free it"
+STATES = {
+    "PENDING": SlurmState("pending"),
+    "REQUEUED": SlurmState("pending"),
+    "REQUEUE_FED": SlurmState("pending"),
+    "EXPEDITING": SlurmState("pending"),
+    "CONFIGURING": SlurmState("pending", "its nodes are being made ready"),
+    "REQUEUE_HOLD": SlurmState("pending", f"held after a failed launch; {_RELEASE}"),
+    "SPECIAL_EXIT": SlurmState("pending", f"held after a special exit; {_RELEASE}"),
+    "RESV_DEL_HOLD": SlurmState("pending", "held, its reservation is gone"),
+    "RUNNING": SlurmState("running"),
+    "COMPLETING": SlurmState("running", "is being ended"),
+    "SUSPENDED": SlurmState("running", "suspended"),
+    "STOPPED": SlurmState("running", "suspended"),
+    "SIGNALING": SlurmState("running"),
+    "RESIZING": SlurmState("running"),
+    "STAGE_OUT": SlurmState("running"),
+    "COMPLETED": SlurmState("ended", "ended by itself", "lost"),
+    "CANCELLED": SlurmState("ended", "cancelled", "cancelled"),
+    "FAILED": SlurmState("ended", "failed"),
+    "TIMEOUT": SlurmState("ended", "it reached its time limit", "timeout"),
+    "NODE_FAIL": SlurmState("ended", "its node failed", "node_fail"),
+    "PREEMPTED": SlurmState(
+        "ended", "preempted by a job of higher priority", "preempted"
+    ),
+    "BOOT_FAIL": SlurmState("ended", "its node did not boot", "node_fail"),
+    "DEADLINE": SlurmState("ended", "its deadline passed", "timeout"),
+    "OUT_OF_MEMORY": SlurmState(
+        "ended", "it used more main memory than it asked for", "oom_host"
+    ),
+    "REVOKED": SlurmState("ended", "another cluster took it", "cancelled"),
+    "LAUNCH_FAILED": SlurmState("ended", "Slurm could not start it", "launch"),
 }
-_HELD = {
-    "REQUEUE_HOLD": "held after a failed launch; `scontrol release` or the site's staff free it",
-    "SPECIAL_EXIT": "held after a special exit; `scontrol release` frees it",
-    "RESV_DEL_HOLD": "held, its reservation is gone",
-    "CONFIGURING": "its nodes are being made ready",
+_OTHER = SlurmState("running")
+"""A state of a newer Slurm: nothing may be concluded from it, least of all an end."""
+
+# sacct's `code:signal` of a job that FAILED; 128 + signal is how a shell reports a signal.
+_EXIT_CAUSES: dict[str, Cause] = {
+    "0:125": "oom_host",
+    "0:53": "launch",
+    "126:0": "launch",
+    "127:0": "launch",
+    "143:0": "cancelled",
+    "0:15": "cancelled",
 }
+
+
+def known_state(text: str) -> str:
+    """The state in what Slurm prints: `CANCELLED by 1000`, `COMPLETED,FLAG`, `OUT_OF_ME+`."""
+    word = re.split(r"[ ,]", text.strip())[0].upper()
+    if word in STATES:
+        return word
+    stem = word.rstrip("+")
+    return next(
+        (each for each in sorted(STATES) if stem and each.startswith(stem)), word
+    )
+
+
+def phase_of(state: str) -> Literal["pending", "running", "ended"]:
+    """Whether a job in that state waits, runs or has ended."""
+    return STATES.get(state, _OTHER).phase
+
+
+def cause_of(state: str, exit_code: str = "") -> Cause:
+    """Why a job without a record ended.
+
+    Args:
+        state: one that means an end.
+        exit_code: sacct's `code:signal`, where it is known.
+    """
+    if state == "FAILED":
+        return _EXIT_CAUSES.get(exit_code, "unknown")
+    return STATES.get(state, _OTHER).cause
+
+
 _REASONS = (
     ("Resources", "waits for nodes to become free; it is next"),
     ("Priority", "jobs of higher priority come first"),
@@ -87,7 +154,7 @@ _REFUSALS = (
      "wait until some of your jobs ended, or take another QOS"),
     (r"Access/permission denied", "this user may not submit here"),
 )  # fmt: skip
-# After these nobody knows whether the controller had already taken the job.
+# After these errors nobody knows whether the controller had already accepted the job.
 _UNCERTAIN = re.compile(
     r"Socket timed out|Zero Bytes were transmitted|Transport endpoint|Connection reset|"
     r"Unexpected message|Unable to receive|Slurm backup controller|Communication.*failure",
@@ -96,7 +163,7 @@ _UNCERTAIN = re.compile(
 
 
 def plain_reason(word: str) -> str:
-    """Why a job waits, in plain words, with Slurm's own word where it says more."""
+    """Why a job waits, in plain words, with Slurm's own word if it says more."""
     word = word.strip("() ")
     for start, meaning in _REASONS:
         if word.startswith(start):
@@ -106,26 +173,19 @@ def plain_reason(word: str) -> str:
 
 
 def plain_state(state: str, reason: str = "") -> str:
-    """What a state means for the person who waits; of a pending job the reason."""
-    if state in _HELD:
-        return _HELD[state]
-    if state in ENDED:
-        return _ENDINGS[state]
-    if state == "COMPLETING":
-        return "is being ended"
-    if state in ("SUSPENDED", "STOPPED"):
-        return "suspended"
-    return plain_reason(reason) if state in PENDING else ""
+    """What a state means to the person who waits; for a pending job the reason."""
+    known = STATES.get(state, _OTHER)
+    return known.plain or (plain_reason(reason) if known.phase == "pending" else "")
 
 
 def is_uncertain(said: str) -> bool:
-    """Whether sbatch's error leaves open that the job was accepted."""
+    """Whether the job may have been accepted despite sbatch's error."""
     return _UNCERTAIN.search(said) is not None
 
 
 def way_out(said: str) -> str:
-    """What can be done about sbatch's refusal."""
+    """The remedy for a refusal by sbatch."""
     for pattern, remedy in _REFUSALS:
         if re.search(pattern, said):
             return remedy
-    return "`orch doctor` looks at what Slurm answers"
+    return "`orch doctor` checks what Slurm answers"

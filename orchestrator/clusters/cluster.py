@@ -164,7 +164,7 @@ class Cluster(BaseModel):
         if case.gpus > 1 and not device.peers:
             return (
                 f"devices of type {self.device} cannot talk to each other: {case.gpus} ranks "
-                f"cannot be spread over them; take another device or gpus: 1"
+                f"cannot use several of them; take another device or gpus: 1"
             )
         return None
 

@@ -14,8 +14,9 @@ from orchestrator.errors import InputError
 from orchestrator.study.find import find_study
 from orchestrator.submission.job_states import study_statuses
 from orchestrator.tables.agreement import complaint, ids_agree, void
-from orchestrator.tables.columns import COLUMNS, Kind, long_row
+from orchestrator.tables.columns import COLUMNS, Kind
 from orchestrator.tables.formats import Rows, four_digits, parquet_bytes, shown, text_of
+from orchestrator.tables.long import long_rows
 from orchestrator.tables.table import Table, comparison
 
 FORMATS = ("csv", "markdown", "latex", "json", "parquet")
@@ -72,8 +73,7 @@ def print_table(
     agrees = ids_agree(found)
     no_number = void(found, agrees)
     if long:
-        rows = [long_row(each, agrees.get(each.case_id)) for each in found]
-        _write(COLUMNS, rows, kind)
+        _write(COLUMNS, long_rows(found, agrees), kind)
     else:
         _compare(study.name, comparison(found, metric, no_number), kind)
     if said := complaint(agrees, no_number):

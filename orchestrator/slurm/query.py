@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator.causes.slurm_states import ENDED, PENDING, RUNNING
+from orchestrator.causes.slurm_states import known_state, phase_of
 from orchestrator.slurm.submit import clean_environment
 from orchestrator.units import slurm_seconds
 
@@ -38,7 +38,7 @@ class SlurmJobInfo:
     @property
     def is_active(self) -> bool:
         """It waits or runs; a word that is not known counts as that, not as an end."""
-        return self.state not in ENDED
+        return phase_of(self.state) != "ended"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def parse_squeue(text: str) -> dict[str, SlurmJobInfo]:
             continue
         job_id, state, elapsed, limit, nodes, name, reason = fields
         one = SlurmJobInfo(
-            state=_word(state),
+            state=known_state(state),
             name=name,
             elapsed_s=slurm_seconds(elapsed),
             limit_s=slurm_seconds(limit),
@@ -155,10 +155,10 @@ def parse_sacct(text: str) -> dict[str, SlurmJobInfo]:
         job_id, state, elapsed, limit, nodes, *name, exit_code = fields
         job, _, step = job_id.partition(".")
         if step:
-            starved |= {job} if _word(state) == "OUT_OF_MEMORY" else set()
+            starved |= {job} if known_state(state) == "OUT_OF_MEMORY" else set()
             continue
         one = SlurmJobInfo(
-            state=_word(state),
+            state=known_state(state),
             name="|".join(name),
             elapsed_s=slurm_seconds(elapsed),
             limit_s=slurm_seconds(limit),
@@ -169,18 +169,6 @@ def parse_sacct(text: str) -> dict[str, SlurmJobInfo]:
     for job in starved & told.keys():
         told[job] = replace(told[job], out_of_memory=True)
     return told
-
-
-def _word(state: str) -> str:
-    """`CANCELLED by 1000`, `RUNNING+`, `COMPLETED,FLAG` and truncated words as one known word."""
-    word = re.split(r"[ ,]", state.strip())[0]
-    known = PENDING | RUNNING | ENDED
-    if word in known:
-        return word
-    stem = word.rstrip("+")
-    return next(
-        (each for each in sorted(known) if stem and each.startswith(stem)), word
-    )
 
 
 def _bases(job_ids: Iterable[str]) -> list[str]:

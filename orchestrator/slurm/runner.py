@@ -1,11 +1,11 @@
-"""Runs jobs on a Slurm cluster: a script per shape, an array where there are several jobs.
+"""Runs jobs on a Slurm cluster: cases that ask for the same go out as one array.
 
-    batches → resources (one shape a batch) → script → slurm_submit (sbatch)
-    states  → slurm_query (squeue, sacct)   → slurm_words (plain words)
+    batches → resources (what a job asks for) → script → submit (sbatch)
+    states  → query (squeue, sacct) → answers (what follows from them)
 
-A job's name and comment carry the key of its submission: so a crash between sbatch and the
-ledger is mended by asking for the name, and a job id that Slurm has given out again is not
-taken for ours.
+A job's name and comment contain the key of its submission: after a crash between sbatch and the
+ledger the job is found by its name, and a job id that Slurm has given out again is not taken for
+ours.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ from orchestrator.errors import InputError, OrchError
 from orchestrator.job_spec import JobSpec
 from orchestrator.runner import JobBatch, JobState, Unanswered
 from orchestrator.slurm import query as slurm_query
-from orchestrator.slurm.answers import Memory, judge
+from orchestrator.slurm.answers import LastAnswer, job_state
 from orchestrator.slurm.resources import Resources, resources
 from orchestrator.slurm.script import SCRIPT, job_name, render
 from orchestrator.slurm.submit import clean_environment, submit_jobs
@@ -123,12 +123,12 @@ class SlurmRunner:
         # From squeue; of jobs it no longer has from sacct; of others from the last answer.
         if not jobs:
             return {}
-        memory = Memory(study.answers_file)
-        fresh = memory.fresh(jobs, self.cluster.poll_s)
-        return self._ask(jobs, memory) if fresh is None else fresh
+        last = LastAnswer(study.answers_file)
+        fresh = last.fresh(jobs, self.cluster.poll_s)
+        return self._ask(jobs, last) if fresh is None else fresh
 
     def _ask(
-        self, jobs: Mapping[str, Submission], memory: Memory
+        self, jobs: Mapping[str, Submission], last: LastAnswer
     ) -> dict[str, JobState]:
         queued = slurm_query.squeue(jobs)
         gone = [job_id for job_id in jobs if not _is_active(queued, job_id)]
@@ -136,16 +136,16 @@ class SlurmRunner:
         if gone:
             known = slurm_query.sacct(gone, _since(jobs[job_id] for job_id in gone))
         states = {
-            job_id: judge(job_id, job_name(submission.key), queued, known, memory)
+            job_id: job_state(job_id, job_name(submission.key), queued, known, last)
             for job_id, submission in jobs.items()
         }
         if queued.jobs is not None:
-            memory.keep(states)
+            last.keep(states)
         return states
 
     def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
         ids = list(job_ids)
-        Memory(study.answers_file).forget()
+        LastAnswer(study.answers_file).forget()
         for start in range(0, len(ids), _PER_CALL):
             _scancel(ids[start : start + _PER_CALL])
 
@@ -200,8 +200,8 @@ def _since(submissions: Iterable[Submission]) -> str:
 
 
 def _is_active(queued: slurm_query.Answer, job_id: str) -> bool:
-    told = queued.of(job_id)
-    return told is not None and told.is_active
+    job = queued.of(job_id)
+    return job is not None and job.is_active
 
 
 def _scancel(ids: list[str]) -> None:

@@ -84,17 +84,26 @@ COLUMNS = _columns()
 """Name → kind, in the order they are written."""
 
 
-def long_row(each: CaseStatus, ids_agree: bool | None = None) -> dict[str, Cell]:
-    """One case; None where a column does not apply. Numbers only where the record is ok."""
+def long_row(
+    each: CaseStatus, ids_agree: bool | None = None, *, counts: bool = True
+) -> dict[str, Cell]:
+    """One case; None where a column does not apply. Numbers only if the record is ok.
+
+    Args:
+        ids_agree: whether its ids are those of the other cases with the same work.
+        counts: off if its ids are wrong: it is invalid then, and has no numbers.
+    """
     row: dict[str, Cell] = dict.fromkeys(COLUMNS)
     row["ids_agree"] = ids_agree
     row |= {"case_id": each.case_id, "status": each.status, "cause": each.cause, "n": 0}
+    if not counts:
+        row |= {"status": "invalid", "cause": "invalid_result"}
     row |= {name: of(each) for name, (_, of) in _OF_STANDING.items()}
     if each.case is not None:
         row |= _case_cells(each.case)
     if each.record is not None:
         row |= {name: of(each.record) for name, (_, of) in _OF_ATTEMPT.items()}
-        if each.status == "ok":
+        if each.status == "ok" and counts:
             row |= _measured_cells(each.record)
     return row
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import OrchError
 from orchestrator.tables.columns import Cell, Kind
+from orchestrator.tables.long import data_frame
 
 Rows = Sequence[Mapping[str, Cell]]
 
@@ -60,11 +61,6 @@ def json_text(columns: Sequence[str], rows: Rows) -> str:
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
-_PANDAS_TYPES = {
-    "text": "string", "int": "Int64", "float": "Float64", "bool": "boolean",
-}  # fmt: skip
-"""The ones that know an absent value without changing the others."""
-
 _WRITERS: dict[str, Callable[[Sequence[str], Rows], str]] = {
     "csv": csv_text, "markdown": markdown_text, "latex": latex_text, "json": json_text,
 }  # fmt: skip
@@ -76,17 +72,9 @@ def parquet_bytes(kinds: Mapping[str, Kind], rows: Rows) -> bytes:
     Raises:
         OrchError: pyarrow, which pandas writes it with, is not installed.
     """
-    import pandas  # half a second that no other format should cost
-
-    frame = pandas.DataFrame(
-        {
-            name: pandas.Series([row[name] for row in rows], dtype=_PANDAS_TYPES[kind])
-            for name, kind in kinds.items()
-        }
-    )
     stream = io.BytesIO()
     try:
-        frame.to_parquet(stream, engine="pyarrow", index=False)
+        data_frame(kinds, rows).to_parquet(stream, engine="pyarrow", index=False)
     except ImportError as error:
         raise OrchError(
             "Parquet needs pyarrow: pip install -e '.[parquet]' in the checkout"

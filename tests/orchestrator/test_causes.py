@@ -8,10 +8,18 @@ import pytest
 from orchestrator.causes.finding import (
     announce,
     find_cause,
-    from_slurm,
     read_ends,
     status_of,
+    usual,
 )
+from orchestrator.causes.slurm_states import (
+    STATES,
+    cause_of,
+    known_state,
+    phase_of,
+    plain_state,
+)
+from orchestrator.record import Cause
 
 OOM_LINE = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total "
@@ -355,28 +363,34 @@ def test_short_logs_are_read_whole_and_missing_ones_are_empty(tmp_path: Path) ->
         ("FAILED", "127:0", "launch"),
         ("FAILED", "1:0", "unknown"),
         ("COMPLETED", "0:0", "lost"),
-        ("", "", "lost"),
         ("SOMETHING_NEW", "0:0", "unknown"),
     ],
 )
-def test_slurms_account_names_a_cause(state: str, exit_code: str, cause: str) -> None:
-    finding = from_slurm(state, exit_code)
-    assert finding is not None
-    assert finding.cause == cause
-    assert finding.remedy
-    assert finding.evidence[0].startswith("Slurm")
-    assert state in finding.evidence[0]
+def test_a_state_of_slurm_names_a_cause(state: str, exit_code: str, cause: str) -> None:
+    assert cause_of(known_state(state), exit_code) == cause
 
 
-@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED"])
-def test_a_job_that_has_not_ended_has_no_cause(state: str) -> None:
-    assert from_slurm(state) is None
+def test_every_state_of_slurm_means_something_to_a_person() -> None:
+    told = {name: plain_state(name, "Resources") for name in STATES}
+    silent = {name for name, words in told.items() if not words}
+    assert silent == {"RUNNING", "SIGNALING", "RESIZING", "STAGE_OUT"}
 
 
-def test_a_job_that_slurm_holds_back_has_one() -> None:
-    finding = from_slurm("PENDING", reason="launch failed requeued held")
-    assert finding is not None
-    assert finding.cause == "launch"
+def test_a_state_that_is_not_known_is_no_end() -> None:
+    assert phase_of(known_state("SOMETHING_NEW")) == "running"
+
+
+@pytest.mark.parametrize(
+    ("cause", "retryable"),
+    [
+        ("oom_host", False), ("timeout", False),
+        ("node_fail", True), ("preempted", True), ("cancelled", True),
+    ],
+)  # fmt: skip
+def test_what_would_fail_the_same_way_again_is_not_retryable(
+    cause: Cause, retryable: bool
+) -> None:
+    assert usual(cause).retryable is retryable
 
 
 def test_each_cause_has_a_status() -> None:

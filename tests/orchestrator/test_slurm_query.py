@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.causes.slurm_states import ENDED, is_uncertain, plain_reason, way_out
+from orchestrator.causes.slurm_states import STATES, is_uncertain, plain_reason, way_out
 from orchestrator.runner import JobState
-from orchestrator.slurm.answers import Memory, judge
+from orchestrator.slurm.answers import LastAnswer, job_state
 from orchestrator.slurm.query import Answer, expand, parse_sacct, parse_squeue
 from orchestrator.slurm.submit import inherited
 from orchestrator.units import num_bytes, seconds, slurm_seconds, slurm_time
@@ -77,7 +77,7 @@ DOWN = Answer(None, "squeue: Unable to contact slurm controller")
 def state_of(
     tmp_path: Path, job_id: str, queued: Answer, known: Answer, name: str = "orch-k"
 ) -> JobState:
-    return judge(job_id, name, queued, known, Memory(tmp_path / "answers.json"))
+    return job_state(job_id, name, queued, known, LastAnswer(tmp_path / "answers.json"))
 
 
 def test_a_job_that_squeue_has_is_what_squeue_says(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_nobody_answering_leaves_the_state_unknown(tmp_path: Path) -> None:
 
 
 def test_nobody_answering_shows_what_was_last_known_and_when(tmp_path: Path) -> None:
-    before = Memory(tmp_path / "answers.json")
+    before = LastAnswer(tmp_path / "answers.json")
     before.keep({"55": JobState(state="running", elapsed_s=3.0)})
     state = state_of(tmp_path, "55", DOWN, OFF)
     assert (state.state, state.reason) == ("running", DOWN.problem)
@@ -123,7 +123,7 @@ def test_nobody_answering_shows_what_was_last_known_and_when(tmp_path: Path) -> 
 
 def test_an_end_that_was_known_stays_one_when_nobody_answers(tmp_path: Path) -> None:
     ended = JobState(state="ended", slurm_state="TIMEOUT", cause="timeout")
-    Memory(tmp_path / "answers.json").keep({"55": ended})
+    LastAnswer(tmp_path / "answers.json").keep({"55": ended})
     assert state_of(tmp_path, "55", DOWN, OFF) == ended
 
 
@@ -151,9 +151,9 @@ def test_a_state_that_is_not_known_is_no_end(tmp_path: Path) -> None:
 
 
 def test_slurm_is_not_asked_again_too_soon(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "answers.json")
+    memory = LastAnswer(tmp_path / "answers.json")
     memory.keep({"1": JobState(state="running")})
-    again = Memory(tmp_path / "answers.json")
+    again = LastAnswer(tmp_path / "answers.json")
     assert again.fresh(["1"], 60) == {"1": JobState(state="running")}
     assert again.fresh(["1", "2"], 60) is None
     assert again.fresh(["1"], 0) is None
@@ -162,18 +162,18 @@ def test_slurm_is_not_asked_again_too_soon(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"states": 3}', '{"asked_at": "x"}'])
 def test_a_damaged_memory_only_costs_a_question(tmp_path: Path, text: str) -> None:
     (tmp_path / "answers.json").write_text(text)
-    memory = Memory(tmp_path / "answers.json")
+    memory = LastAnswer(tmp_path / "answers.json")
     assert memory.fresh(["1"], 60) is None
     assert memory.last_known("1", "no answer").state == "unknown"
 
 
 def test_a_memory_from_the_future_is_not_trusted(tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
-    Memory(file).keep({"1": JobState(state="running")})
+    LastAnswer(file).keep({"1": JobState(state="running")})
     kept = json.loads(file.read_text())
     kept["asked_at"] = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     file.write_text(json.dumps(kept))
-    assert Memory(file).fresh(["1"], 60) is None
+    assert LastAnswer(file).fresh(["1"], 60) is None
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,10 @@ def test_an_allocations_variables_are_not_inherited_but_the_configuration_is() -
 def test_every_way_to_end_has_plain_words() -> None:
     from orchestrator.causes.slurm_states import plain_state
 
-    assert all(plain_state(state) for state in ENDED)
+    assert all(
+        plain_state(state)
+        for state in [name for name, state in STATES.items() if state.phase == "ended"]
+    )
 
 
 @pytest.mark.parametrize(
