@@ -202,8 +202,7 @@ def _optional(package: str, file: Path) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise TokenizerError(
-            f"{file} needs the package {package}; install it (pip install {package}, or the extra "
-            f"'tokenizers')"
+            f"{file} needs the package {package}; install it: pip install {package}"
         ) from error
 
 
