@@ -1,4 +1,4 @@
-"""The KV cache: static tensors, one *lane* per micro-batch in flight.
+"""The KV cache: static tensors; a micro-batch in flight has some of its rows.
 
 Rows are left-padded to one length, so a token's slot in the cache is the same for every row;
 what differs by row is how many slots at the front are padding. A step is made of tensors
@@ -26,7 +26,7 @@ _SLOT_MULTIPLE = 8
 class Step:
     """What every layer needs to know of the tokens that pass through."""
 
-    lane: "Lane"
+    cache: "KVCache"
     slots_T: Tensor
     """Where in the cache this step's keys and values go."""
     cos: Tensor
@@ -39,13 +39,13 @@ class Step:
         self, layer: int, k_BNTH: Tensor, v_BNTH: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Keep this step's keys and values; all of the layer's, [B, N, S, H] each."""
-        k_BNSH, v_BNSH = self.lane.kv[layer]
+        k_BNSH, v_BNSH = self.cache.kv[layer]
         k_BNSH.index_copy_(2, self.slots_T, k_BNTH)
         v_BNSH.index_copy_(2, self.slots_T, v_BNTH)
         return k_BNSH, v_BNSH
 
 
-class Lane:
+class KVCache:
     """Keys and values of some rows, for the layers a rank owns."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Lane:
         window: int | None,
         dtype: torch.dtype,
     ) -> None:
-        """A lane of at least `length` slots.
+        """An empty cache of at least `length` slots.
 
         Args:
             layers: indices of the layers that will write to it.
@@ -94,8 +94,8 @@ class Lane:
         """Take new rows with this much padding. Old keys stay, unseen until overwritten."""
         self.pad_B.copy_(pad_B)
 
-    def part(self, rows: range) -> "Lane":
-        """Some of the rows, as a lane of their own in the same memory."""
+    def part(self, rows: range) -> "KVCache":
+        """Some of the rows, as a cache in the same memory."""
         cut = slice(rows.start, rows.stop)
         part = copy(self)
         part.rows = len(rows)
@@ -107,7 +107,7 @@ class Lane:
         """The step whose tokens stand in these slots."""
         positions_BT = (slots_T - self.pad_B[:, None]).clamp(min=0)
         return Step(
-            lane=self,
+            cache=self,
             slots_T=slots_T,
             cos=self.cos_SH[positions_BT][:, None],
             sin=self.sin_SH[positions_BT][:, None],
@@ -133,5 +133,5 @@ class Lane:
 
 
 def slots_for(length: int) -> int:
-    """Slots that a lane for `length` tokens has."""
+    """Slots that a cache for `length` tokens has."""
     return -(-length // _SLOT_MULTIPLE) * _SLOT_MULTIPLE

@@ -7,6 +7,7 @@ Shapes, in names: B rows, T tokens of a prompt, N new tokens, V vocabulary, E en
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -97,23 +98,57 @@ class Generation:
 class NewTokens:
     """The tokens generated for some rows so far, and which rows have ended."""
 
-    def __init__(
-        self, rows: range, generation: Generation, device: torch.device
-    ) -> None:
-        self.generation = generation
-        self.row_B = torch.arange(rows.start, rows.stop, device=device)
+    def __init__(self, rows: int, new_tokens: int, device: torch.device) -> None:
+        """Room for so many tokens of so many rows; `begin` it before use."""
+        self.count = new_tokens
+        self.row_B = torch.zeros(rows, dtype=torch.int64, device=device)
         """Places in the whole batch, on which sampling depends."""
-        self.ids_BN = torch.full(
-            (len(rows), generation.new_tokens), NOTHING, device=device
-        )
+        self.ids_BN = torch.full((rows, new_tokens), NOTHING, device=device)
         self.index = torch.zeros(1, dtype=torch.int64, device=device)
         """Of the next token; a tensor, so that a graph can replay the step."""
         self.last_B = torch.zeros_like(self.row_B)
         """What the next step reads."""
-        self._ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        # Only where it is asked for: it comes from the host, which waits for the device.
+        self._ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._eos_E = torch.zeros(0, dtype=torch.int64, device=device)
+
+    @classmethod
+    def of(
+        cls, rows: range, generation: Generation, device: torch.device
+    ) -> "NewTokens":
+        """Begun for these rows of the whole batch."""
+        tokens = cls(len(rows), generation.new_tokens, device)
+        tokens.begin(rows, generation)
+        return tokens
+
+    def begin(self, rows: range, generation: Generation) -> None:
+        """Begin a generation of these rows of the whole batch, in the same memory."""
+        self.generation = generation
+        torch.arange(rows.start, rows.stop, out=self.row_B)
+        self.ids_BN.fill_(NOTHING)
+        self.index.zero_()
+        self.last_B.zero_()
+        self._ended_B.zero_()
+        # Only if it is asked for: the ids come from the host, which waits for the device.
         eos_ids = generation.eos_ids if generation.stop_at_eos else ()
-        self._eos_E = torch.tensor(eos_ids, dtype=torch.int64, device=device)
+        if len(eos_ids) != len(self._eos_E):
+            self._eos_E = self._eos_E.new_empty(len(eos_ids))
+        if eos_ids:
+            self._eos_E.copy_(torch.tensor(eos_ids, dtype=torch.int64))
+
+    def part(self, rows: range) -> "NewTokens":
+        """Some of the rows, in the same memory, with an index of their own."""
+        part = copy(self)
+        part.index = self.index.clone()
+        part.begin_part(self, rows)
+        return part
+
+    def begin_part(self, whole: "NewTokens", rows: range) -> None:
+        """Begin as these rows of a generation that has just begun."""
+        cut = slice(rows.start, rows.stop)
+        self.generation, self._eos_E = whole.generation, whole._eos_E
+        self.row_B, self.ids_BN = whole.row_B[cut], whole.ids_BN[cut]
+        self.last_B, self._ended_B = whole.last_B[cut], whole._ended_B[cut]
+        self.index.zero_()
 
     def append(self, ids_B: Tensor) -> None:
         """Add each row's next token; an ended row gets `NOTHING`, whatever was chosen for it."""

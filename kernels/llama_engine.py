@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from kernels.cache import Lane, Step, slots_for
+from kernels.cache import KVCache, Step, slots_for
+from kernels.decode import DecodeState
 from kernels.engine import EngineFacts, OnToken, ignore
 from kernels.finite import last_tokens, not_finite
 from kernels.generate import Batch, Generation, NewTokens, choose
@@ -29,8 +30,8 @@ from kernels.world import World
 class LlamaEngine(ABC):
     """This rank's part of our model. All ranks call the same methods in the same order."""
 
-    lane_type: type[Lane] = Lane
-    """What `new_lane` makes."""
+    cache_type: type[KVCache] = KVCache
+    """What `new_cache` makes."""
     weights_wait: str | None = None
     """Where streamed weights wait, and how they are read."""
 
@@ -52,7 +53,7 @@ class LlamaEngine(ABC):
         self.device = world.device
         self.placement = place(strategy, self.shape, world.rank)
         self.timeline: Timeline = OFF
-        self._lane: Lane | None = None
+        self._state: DecodeState | None = None
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -80,7 +81,8 @@ class LlamaEngine(ABC):
         if rows:
             part = batch.rows(rows).to(self.device)
             ids_BN = self.run(part, rows, generation, on_token)
-        return self._gather_rows(ids_BN, batch).cpu()
+        # A copy, since the next generation writes into the same memory.
+        return self._gather_rows(ids_BN, batch).to("cpu", copy=True)
 
     @abstractmethod
     def run(
@@ -107,10 +109,10 @@ class LlamaEngine(ABC):
         logits_BTV = torch.empty(size, dtype=dtype, device=self.device)
         if rows:
             part = batch.rows(rows).to(self.device)
-            lane = self.new_lane(len(rows), batch.length)
-            lane.begin(part.pad_B)
+            cache = self.new_cache(len(rows), batch.length)
+            cache.begin(part.pad_B)
             slots_T = torch.arange(batch.length, device=self.device)
-            x_BTD = self.pass_through(part.ids_BT, lane.step(slots_T))
+            x_BTD = self.pass_through(part.ids_BT, cache.step(slots_T))
             if self.placement.is_last:
                 logits_BTV = self._gather_vocab(self.model.head(x_BTD))
             self.groups.stages.broadcast(logits_BTV, self.strategy.stages - 1)
@@ -138,7 +140,7 @@ class LlamaEngine(ABC):
 
     def close(self) -> None:
         """Free the groups; the engine is of no use afterwards."""
-        self._lane = None
+        self._state = None
         self.groups.close()
 
     # What strategies build on.
@@ -147,14 +149,14 @@ class LlamaEngine(ABC):
         """This rank's layers in the order of use, each ready when it is yielded."""
         return self.model.layers.values()
 
-    def new_lane(self, rows: int, length: int) -> Lane:
+    def new_cache(self, rows: int, length: int) -> KVCache:
         """A cache for this many rows of at most `length` tokens, prompt and new ones."""
         slots = slots_for(length)
         if slots not in self._tables:
             self._tables[slots] = rotary_tables(
                 self.shape, slots, self.device, self.dtype
             )
-        return self.lane_type(
+        return self.cache_type(
             layers=self.placement.layers,
             rows=rows,
             length=length,
@@ -166,13 +168,14 @@ class LlamaEngine(ABC):
             dtype=self.dtype,
         )
 
-    def reused_lane(self, rows: int, length: int) -> Lane:
-        """The last lane, or a new one where it does not fit."""
-        lane = self._lane
-        if lane is None or (lane.rows, lane.slots) != (rows, slots_for(length)):
-            self._lane = None  # freed before the next is made
-            lane = self._lane = self.new_lane(rows, length)
-        return lane
+    def decode_state(self, rows: int, prompt: int, new_tokens: int) -> DecodeState:
+        """The last generation's state, or a new one if it does not fit."""
+        length = prompt + new_tokens
+        state = self._state
+        if state is None or not state.fits(rows, slots_for(length), new_tokens):
+            self._state = None  # freed before the next is made
+            state = self._state = DecodeState(self.new_cache(rows, length), new_tokens)
+        return state
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """This stage's work: hidden states [B, T, D] of ids (first stage) or of hidden states."""
@@ -230,27 +233,18 @@ class SequentialEngine(LlamaEngine):
         self, batch: Batch, rows: range, generation: Generation, on_token: OnToken
     ) -> Tensor:
         """Prefill, then one token after the other."""
-        tokens = NewTokens(rows, generation, self.device)
-        lane = self.reused_lane(batch.size, batch.length + generation.new_tokens)
-        lane.begin(batch.pad_B)
-        slots_T = torch.arange(batch.length, device=self.device)
+        state = self.decode_state(batch.size, batch.length, generation.new_tokens)
+        state.begin(batch.pad_B, rows, generation)
         self.timeline.at(token=0)
-        self.advance(batch.ids_BT, lane.step(slots_T), tokens)
+        state.prefill(batch.ids_BT, self.advance)
         on_token(0)
-        slot_1 = slots_T[-1:] + 1
         for index in range(1, generation.new_tokens):
-            if tokens.all_ended():
+            if state.tokens.all_ended():
                 break
             self.timeline.at(index)
-            self.decode(lane, slot_1, tokens)
+            state.step(self.advance)
             on_token(index)
-        return tokens.ids_BN
-
-    def decode(self, lane: Lane, slot_1: Tensor, tokens: NewTokens) -> None:
-        """One more token for every row, from the last one: for each token the same work on the
-        same memory, so that it can be captured once and replayed."""
-        self.advance(tokens.last_B[:, None], lane.step(slot_1), tokens)
-        slot_1 += 1
+        return state.tokens.ids_BN
 
     def advance(self, ids_BT: Tensor, step: Step, tokens: NewTokens) -> None:
         """Through all stages, and choose."""

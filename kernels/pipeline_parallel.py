@@ -1,4 +1,4 @@
-"""Pipeline parallel: micro-batches follow each other through the stages, each with its KV lane.
+"""Pipeline parallel: micro-batches follow each other through the stages, each in rows of its own.
 
 `kernels.pipeline.schedule` says in which order a stage works and what the first stage waits
 for; here a stage does so. Hidden states travel from stage to stage, chosen ids from the last
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cache import Lane
+from kernels.decode import DecodeState
 from kernels.engine import OnToken
-from kernels.generate import Batch, Generation, NewTokens
+from kernels.generate import Batch, Generation
 from kernels.llama_engine import LlamaEngine
 from kernels.pipeline.channels import AHEAD, Channels, Inbox, Outbox
-from kernels.pipeline.schedule import Flow, Piece, enters_after, lanes, order
+from kernels.pipeline.schedule import Flow, Piece, decode_rows, enters_after, order
 
 _ASK_EVERY = 16
 """Where rows may end, all stages drain and ask after so many tokens whether any row goes on."""
@@ -50,10 +50,9 @@ class PipelineEngine(LlamaEngine):
         flow = self.flow(batch.size, batch.length, generation.new_tokens)
         pieces = order(flow)
         waits = enters_after(flow, pieces)
-        chosen = _Chosen(self, flow, rows, generation)
-        cache = self.reused_lane(batch.size, batch.length + generation.new_tokens)
-        cache.begin(batch.pad_B)
-        parts = {of: cache.part(of) for of in {piece.rows for piece in pieces}}
+        state = self.decode_state(batch.size, batch.length, generation.new_tokens)
+        state.begin(batch.pad_B, rows, generation)
+        chosen = _Chosen(self, flow, state)
         last_B = batch.pad_B.new_zeros(batch.size)
         for leg in _legs(pieces, generation.stop_at_eos):
             if leg.start and self._all_ended(chosen):
@@ -62,7 +61,7 @@ class PipelineEngine(LlamaEngine):
             for number in leg:
                 piece = pieces[number]
                 self.timeline.at(piece.token, piece.micro_batch)
-                x_BTD = self._work(piece, trip.enter(number, waits[number]), parts)
+                x_BTD = self._work(piece, trip.enter(number, waits[number]), state)
                 if not self.placement.is_last:
                     trip.hand_on(number, x_BTD)
                 elif piece.chooses:
@@ -72,10 +71,14 @@ class PipelineEngine(LlamaEngine):
             trip.end()
         return self.groups.stages.broadcast(chosen.ids(), self.strategy.stages - 1)
 
-    def _work(self, piece: Piece, x: Tensor, parts: dict[range, Lane]) -> Tensor:
-        columns = piece.columns
-        slots_T = torch.arange(columns.start, columns.stop, device=self.device)
-        return self.forward(x, parts[piece.rows].step(slots_T))
+    def _work(self, piece: Piece, x: Tensor, state: DecodeState) -> Tensor:
+        part = state.part(piece.rows)
+        slots_T = part.slot_1
+        if piece.token:
+            slots_T.fill_(piece.columns.start)
+        else:
+            slots_T = state.prompt_slots(piece.columns)
+        return self.forward(x, part.cache.step(slots_T))
 
     def _all_ended(self, chosen: "_Chosen") -> bool:
         """Whether every row has ended, as the last stage knows it."""
@@ -183,23 +186,13 @@ class _Trip:
 class _Chosen:
     """The ids chosen on the last stage; elsewhere room for them."""
 
-    def __init__(
-        self, engine: PipelineEngine, flow: Flow, rows: range, generation: Generation
-    ) -> None:
-        self._engine, self._generation, self._rows = engine, generation, rows
-        self._lanes = lanes(flow)
-        self._tokens = [self._new_tokens(lane) for lane in self._lanes]
+    def __init__(self, engine: PipelineEngine, flow: Flow, state: DecodeState) -> None:
+        self._engine, self._state = engine, state
+        self._rows = decode_rows(flow)
+        self._tokens = [state.part(rows).tokens for rows in self._rows]
         self._first_B = torch.zeros(
             flow.rows, dtype=torch.int64, device=engine.device
         )  # of the prefill, whose micro-batches need not be those of decode
-
-    def _new_tokens(self, rows: range) -> NewTokens:
-        start = self._rows.start
-        return NewTokens(
-            range(start + rows.start, start + rows.stop),
-            self._generation,
-            self._engine.device,
-        )
 
     def next(self, piece: Piece, x_BTD: Tensor) -> Tensor:
         """The ids [B] that follow from a piece's hidden states."""
@@ -208,10 +201,10 @@ class _Chosen:
             ids_B = self._engine.choose(x_BTD, tokens)
             tokens.append(ids_B)
             return ids_B
-        ids_B = self._engine.choose(x_BTD, self._new_tokens(piece.rows))
+        ids_B = self._engine.choose(x_BTD, self._state.part(piece.rows).tokens)
         self._first_B[piece.rows.start : piece.rows.stop] = ids_B
         if piece.rows.stop == len(self._first_B):
-            for rows, tokens in zip(self._lanes, self._tokens, strict=True):
+            for rows, tokens in zip(self._rows, self._tokens, strict=True):
                 tokens.append(self._first_B[rows.start : rows.stop])
         return ids_B
 
@@ -221,4 +214,4 @@ class _Chosen:
 
     def ids(self) -> Tensor:
         """All ids [B, N]."""
-        return torch.cat([tokens.ids_BN for tokens in self._tokens])
+        return self._state.tokens.ids_BN

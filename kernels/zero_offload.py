@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kernels.cache import Lane, Step, slots_for
+from kernels.cache import KVCache, Step, slots_for
 from kernels.engine import OnToken, ignore
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import SequentialEngine
 from kernels.offload.device_budget import DeviceBudget
-from kernels.offload.host_cache import SLOTS, HostLane
+from kernels.offload.host_cache import SLOTS, HostKVCache
 from kernels.offload.layer_store import Store
 from kernels.offload.modules import GatheredEmbedding, LentLinear, lent
 from kernels.offload.plan import (
@@ -48,7 +48,7 @@ class OffloadEngine(SequentialEngine):
         self.options = self.strategy.zero_offload
         self._cleanup = ExitStack()
         if self.options.kv == "host":
-            self.lane_type = HostLane
+            self.cache_type = HostKVCache
         units = units_of(self.placement, self.shape, str(self.dtype).split(".")[1])
         self._weight_bytes = _parameter_bytes(units)
         with self._cleanup:
@@ -118,8 +118,8 @@ class OffloadEngine(SequentialEngine):
         x_BTD = self.model.embed(x) if self.placement.is_first else x
         for index, layer in self.model.layers.items():
             with ExitStack() as stack:
-                if isinstance(step.lane, HostLane):
-                    stack.enter_context(step.lane.lend(int(index)))
+                if isinstance(step.cache, HostKVCache):
+                    stack.enter_context(step.cache.lend(int(index)))
                 stack.enter_context(lent(layer, f"layers.{index}", self.streamer))
                 x_BTD = layer(x_BTD, step)
         if self.placement.is_last:
@@ -127,19 +127,19 @@ class OffloadEngine(SequentialEngine):
             self.streamer.wait(HEAD)
         return x_BTD
 
-    def new_lane(self, rows: int, length: int) -> Lane:
+    def new_cache(self, rows: int, length: int) -> KVCache:
         """A cache for this many rows of at most `length` tokens, prompt and new ones."""
-        lane = super().new_lane(rows, length)
-        if isinstance(lane, HostLane):
-            lane.watch(self.timeline)
-        return lane
+        cache = super().new_cache(rows, length)
+        if isinstance(cache, HostKVCache):
+            cache.watch(self.timeline)
+        return cache
 
     def watch(self, timeline: Timeline) -> None:
         """Tell this timeline from now on what is done, and copied, when."""
         super().watch(timeline)
         self.streamer.watch(timeline)
-        if isinstance(self._lane, HostLane):
-            self._lane.watch(timeline)
+        if self._state is not None and isinstance(self._state.cache, HostKVCache):
+            self._state.cache.watch(timeline)
 
     def generate(
         self, batch: Batch, generation: Generation, on_token: OnToken = ignore
@@ -157,7 +157,7 @@ class OffloadEngine(SequentialEngine):
 
     def logits(self, batch: Batch) -> Tensor:
         """The logits [B, T, V] of whole prompts, on the CPU and the same on every rank."""
-        self._lane = None  # two caches at a time are in no plan
+        self._state = None  # two caches at a time are in no plan
         self._make_room(batch, 0)
         return super().logits(batch)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from kernels.cache import Lane, Step, slots_for
+from kernels.cache import KVCache, Step, slots_for
 from kernels.llama import Llama, rotary_tables
 from kernels.pipeline.layer_costs import LayerTimes, Load, layer_bytes
 from kernels.shapes import ModelShape
@@ -58,7 +58,7 @@ def _random_model(shape: ModelShape, dtype: torch.dtype, device: torch.device) -
 def _step(
     shape: ModelShape, dtype: torch.dtype, device: torch.device, load: Load
 ) -> Step:
-    lane = Lane(
+    cache = KVCache(
         layers=range(shape.n_layers),
         rows=load.rows,
         length=load.context,
@@ -69,7 +69,7 @@ def _step(
         window=shape.sliding_window,
         dtype=dtype,
     )
-    return lane.step(torch.tensor([load.context - 1], device=device))
+    return cache.step(torch.tensor([load.context - 1], device=device))
 
 
 def _median_s(work: Callable[[], object], device: torch.device) -> float:

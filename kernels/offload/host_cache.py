@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cache import Lane
+from kernels.cache import KVCache
 from kernels.offload.device_queue import (
     HostQueue,
     copy_on,
@@ -32,20 +32,20 @@ SLOTS = 2
 """Layers whose keys and values are on the device at once."""
 
 
-class HostLane(Lane):
-    """A lane whose keys and values are on the device only while their layer computes."""
+class HostKVCache(KVCache):
+    """A KV cache whose layers are on the device only while they compute."""
 
     def __init__(self, *, layers: Iterable[int], **parts: Any) -> None:
         super().__init__(layers=(), **parts)
         size = (self.rows, parts["kv_heads"], self.slots, parts["head_dim"])
-        self._cache = HostCache([*layers], size, parts["dtype"], self.device)
+        self._host = HostCache([*layers], size, parts["dtype"], self.device)
         # Page-locked memory must be unlocked before it is freed.
-        weakref.finalize(self, self._cache.close)
+        weakref.finalize(self, self._host.close)
 
     @contextmanager
     def lend(self, layer: int) -> Iterator[None]:
         """The layer's keys and values are on the device within the block."""
-        with self._cache.lend(layer) as pair:
+        with self._host.lend(layer) as pair:
             self.kv[layer] = pair
             try:
                 yield
@@ -54,7 +54,7 @@ class HostLane(Lane):
 
     def watch(self, timeline: Timeline) -> None:
         """Tell this timeline from now on what is copied when."""
-        self._cache.watch(timeline)
+        self._host.watch(timeline)
 
 
 class HostCache:

@@ -1,6 +1,6 @@
 """Who computes when in a pipeline. Integers only, no torch.
 
-The sequences in flight are cut by rows into micro-batches, each with a lane of the KV cache to
+The sequences in flight are cut by rows into micro-batches, each with rows of the KV cache to
 itself. Every stage works through the same list of pieces (`order`); the schedules differ only
 in what the first stage waits for before it lets a piece in (`enters_after`). Below, `21` is
 token 2 of micro-batch 1; 3 stages, 3 micro-batches; token 0 is the prefill.
@@ -82,7 +82,7 @@ class Slot:
     end: float
 
 
-def lanes(flow: Flow) -> list[range]:
+def decode_rows(flow: Flow) -> list[range]:
     """The rows of each micro-batch in decode; disjoint, together all rows."""
     count = 1 if flow.schedule == "sequential" else flow.micro_batches
     return split_evenly(flow.rows, min(count, flow.rows))
@@ -96,17 +96,17 @@ def order(flow: Flow) -> list[Piece]:
         pieces += [
             Piece(
                 token=token,
-                micro_batch=lane,
+                micro_batch=micro_batch,
                 rows=rows,
                 columns=range(column, column + 1),
             )
-            for lane, rows in enumerate(lanes(flow))
+            for micro_batch, rows in enumerate(decode_rows(flow))
         ]
     return pieces
 
 
 def _prefill(flow: Flow) -> list[Piece]:
-    count = len(lanes(flow))
+    count = len(decode_rows(flow))
     if flow.schedule != "sequential":
         count = flow.prefill_micro_batches or count
     parts = split_evenly(flow.rows, min(count, flow.rows))

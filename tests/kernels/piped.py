@@ -8,7 +8,7 @@ import torch
 from answers import SHAPES, batch_of, random_weights
 from torch import Tensor, nn
 
-from kernels.cache import Lane
+from kernels.cache import KVCache
 from kernels.generate import Generation
 from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
@@ -59,21 +59,21 @@ def until_their_end(
     return ids
 
 
-def with_one_lane_for_all(world: World, strategy: Strategy) -> list[list[int]]:
-    """Ids where every micro-batch writes to the lane of the first: what must not happen."""
-    right = Lane.part
+def with_one_cache_for_all(world: World, strategy: Strategy) -> list[list[int]]:
+    """Ids where every micro-batch writes to the cache of the first: what must not happen."""
+    right = KVCache.part
 
-    def wrong(lane: Lane, rows: range) -> Lane:
-        part = right(lane, range(len(rows)))
-        part.pad_B = lane.pad_B[rows.start : rows.stop]
+    def wrong(cache: KVCache, rows: range) -> KVCache:
+        part = right(cache, range(len(rows)))
+        part.pad_B = cache.pad_B[rows.start : rows.stop]
         return part
 
     engine = build(world, "nine layers", strategy)
-    Lane.part = wrong  # type: ignore[method-assign]
+    KVCache.part = wrong  # type: ignore[method-assign]
     try:
         return engine.generate(batch_of(4), Generation(new_tokens=12)).tolist()
     finally:
-        Lane.part = right  # type: ignore[method-assign]
+        KVCache.part = right  # type: ignore[method-assign]
         engine.close()
 
 

@@ -22,7 +22,7 @@ from oracle import oracle, oracle_ids, oracle_logits
 from ranks import Ranks
 from torch import Tensor, nn
 
-from kernels.cache import Lane, Step
+from kernels.cache import KVCache, Step
 from kernels.generate import Batch
 from kernels.llama import Attention, FeedForward, Layer
 from kernels.llama_engine import LlamaEngine
@@ -124,19 +124,19 @@ def dropped_pad_mask(engine: LlamaEngine) -> None:
 def stale_cache(engine: LlamaEngine) -> None:
     """Keys of the last token only, from then on."""
 
-    class Forgetful(Lane):
+    class Forgetful(KVCache):
         def step(self, slots_T: Tensor) -> Step:
             return super().step(slots_T.clamp(max=self.slots - NEW_TOKENS))
 
-    engine.lane_type = Forgetful
+    engine.cache_type = Forgetful
 
 
 def padding_of_the_batch_before(engine: LlamaEngine) -> None:
-    class Stale(Lane):
+    class Stale(KVCache):
         def begin(self, pad_B: Tensor) -> None:
             pass
 
-    engine.lane_type = Stale
+    engine.cache_type = Stale
 
 
 def no_sum_after_attention(engine: LlamaEngine) -> None:

@@ -16,7 +16,7 @@ from kernels.generate import (
     choose,
     gumbel_noise,
 )
-from kernels.llama_engine import LlamaEngine, SequentialEngine
+from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
 from kernels.placement import split_evenly
 from kernels.strategies import (
@@ -44,7 +44,7 @@ def alone() -> LlamaEngine:
 
 
 def new_tokens(rows: range, **generation: float) -> NewTokens:
-    return NewTokens(rows, Generation(new_tokens=4, **generation), CPU)  # type: ignore[arg-type]
+    return NewTokens.of(rows, Generation(new_tokens=4, **generation), CPU)  # type: ignore[arg-type]
 
 
 def test_prompts_are_padded_on_the_left() -> None:
@@ -163,7 +163,7 @@ def test_sampling_follows_the_softmax() -> None:
 
 def test_a_row_keeps_its_end_token_and_nothing_after_it() -> None:
     generation = Generation(new_tokens=4, eos_ids=(9, 8), stop_at_eos=True)
-    tokens = NewTokens(range(3), generation, CPU)
+    tokens = NewTokens.of(range(3), generation, CPU)
     ended = []
     for ids in ([1, 9, 2], [8, 5, 9], [3, 4, 9]):
         tokens.append(torch.tensor(ids))
@@ -177,7 +177,7 @@ def test_a_row_keeps_its_end_token_and_nothing_after_it() -> None:
 
 
 def test_end_tokens_are_tokens_like_others_unless_they_stop() -> None:
-    tokens = NewTokens(range(1), Generation(new_tokens=2, eos_ids=(9,)), CPU)
+    tokens = NewTokens.of(range(1), Generation(new_tokens=2, eos_ids=(9,)), CPU)
     tokens.append(torch.tensor([9]))
     assert not tokens.all_ended()
     tokens.append(torch.tensor([7]))
@@ -271,13 +271,17 @@ def test_text_longer_than_the_model_can_hold_is_refused() -> None:
 def test_decoding_is_one_graph_and_the_same_for_every_token() -> None:
     """What a CUDA graph or a compiled step needs: no branch on data, no shape that changes."""
     engine = alone()
-    assert isinstance(engine, SequentialEngine)
     generation = Generation(new_tokens=6, temperature=0.7)
     expected = engine.generate(batch_of(4), generation)
-    # Dynamo traces without a compiler; it fails at a graph break or a second trace.
+    state = engine._state
+    assert state is not None
+    # Dynamo traces without a compiler; it fails at a graph break or a second trace. The step is
+    # the state's, which the next generations use again: so the warm-up's graph serves them.
     with torch._dynamo.config.patch(error_on_recompile=True):
-        engine.decode = torch.compile(  # type: ignore[method-assign]
-            engine.decode, backend="eager", fullgraph=True, dynamic=False
+        state.step = torch.compile(  # type: ignore[method-assign]
+            state.step, backend="eager", fullgraph=True, dynamic=False
         )
-        assert torch.equal(engine.generate(batch_of(4), generation), expected)
+        for _ in range(2):
+            assert torch.equal(engine.generate(batch_of(4), generation), expected)
+        assert engine._state is state
     torch._dynamo.reset()

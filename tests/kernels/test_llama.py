@@ -11,7 +11,7 @@ from plain import plain_logits
 from torch import Tensor
 
 import kernels.llama
-from kernels.cache import Lane
+from kernels.cache import KVCache
 from kernels.generate import Batch
 from kernels.llama import Llama, RMSNorm, rotary_tables, rotate
 from kernels.llama_engine import LlamaEngine
@@ -44,10 +44,12 @@ def meta(shape: ModelShape) -> Llama:
 
 
 @torch.inference_mode()
-def through(engine: LlamaEngine, lane: Lane, ids_BT: Tensor, first_slot: int) -> Tensor:
+def through(
+    engine: LlamaEngine, cache: KVCache, ids_BT: Tensor, first_slot: int
+) -> Tensor:
     """Logits of ids that stand in these and the following slots."""
     slots_T = torch.arange(first_slot, first_slot + ids_BT.shape[1])
-    x_BTD = engine.pass_through(ids_BT, lane.step(slots_T))
+    x_BTD = engine.pass_through(ids_BT, cache.step(slots_T))
     return engine.model.head(x_BTD)
 
 
@@ -91,8 +93,8 @@ def test_the_norm_computes_in_fp32_and_casts_before_the_weight() -> None:
 
 def test_rotation_keeps_lengths_and_sees_only_distances() -> None:
     shape = toy(head_dim=16)
-    lane = alone(shape).new_lane(1, 32)
-    step = lane.step(torch.arange(32))
+    cache = alone(shape).new_cache(1, 32)
+    step = cache.step(torch.arange(32))
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
     turned_q = rotate(q.expand(1, 1, 32, 16), step)[0, 0]
     turned_k = rotate(k.expand(1, 1, 32, 16), step)[0, 0]
@@ -138,21 +140,21 @@ def test_prefill_and_decode_give_the_logits_of_the_whole_text_at_each_position(
     ids = prompts(3)[2]
     expected = plain_logits(random_weights(SHAPES[name], torch.float32), ids)
     for prompt in (1, 5, len(ids) - 1):
-        lane = engine.new_lane(1, len(ids))
-        parts = [through(engine, lane, torch.tensor([ids[:prompt]]), 0)]
+        cache = engine.new_cache(1, len(ids))
+        parts = [through(engine, cache, torch.tensor([ids[:prompt]]), 0)]
         for slot in range(prompt, len(ids)):
-            parts.append(through(engine, lane, torch.tensor([[ids[slot]]]), slot))
+            parts.append(through(engine, cache, torch.tensor([[ids[slot]]]), slot))
         assert (torch.cat(parts, 1)[0] - expected).abs().max() < 1e-10
 
 
 def test_a_prompt_may_come_in_stretches() -> None:
     engine = alone(SHAPES["gqa"])
     batch = batch_of(4)
-    lane = engine.new_lane(4, batch.length)
-    lane.begin(batch.pad_B)
+    cache = engine.new_cache(4, batch.length)
+    cache.begin(batch.pad_B)
     parts = [
         through(
-            engine, lane, batch.ids_BT[:, columns.start : columns.stop], columns.start
+            engine, cache, batch.ids_BT[:, columns.start : columns.stop], columns.start
         )
         for columns in (range(6), range(6, 7), range(7, batch.length))
     ]
@@ -175,9 +177,9 @@ def test_even_padding_has_finite_logits() -> None:
 
 def test_the_mask_shows_a_token_its_row_so_far_and_a_padding_token_itself() -> None:
     """Were a padding token to see nothing, some attention kernels would give NaN."""
-    lane = alone(SHAPES["gqa"]).new_lane(2, 5)
-    lane.begin(torch.tensor([2, 0]))
-    step = lane.step(torch.arange(4))
+    cache = alone(SHAPES["gqa"]).new_cache(2, 5)
+    cache.begin(torch.tensor([2, 0]))
+    step = cache.step(torch.arange(4))
     assert step.mask.shape == (2, 1, 2 * 4, 8)
     seen = step.mask[:, 0].isfinite()
     assert torch.equal(seen[:, :4], seen[:, 4:]), "once per query head of a KV head"
@@ -186,10 +188,10 @@ def test_the_mask_shows_a_token_its_row_so_far_and_a_padding_token_itself() -> N
     assert slots[1] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
 
 
-def test_a_lane_takes_the_memory_of_its_keys_and_values() -> None:
+def test_a_cache_takes_the_memory_of_its_keys_and_values() -> None:
     shape = SHAPES["gqa"]
-    lane = alone(shape, torch.float32).new_lane(3, 16)
-    assert lane.num_bytes == 3 * 16 * kv_bytes_per_token(shape, "float32")
+    cache = alone(shape, torch.float32).new_cache(3, 16)
+    assert cache.num_bytes == 3 * 16 * kv_bytes_per_token(shape, "float32")
 
 
 def test_a_window_hides_what_lies_before_it() -> None:

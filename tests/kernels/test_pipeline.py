@@ -177,11 +177,11 @@ def test_every_rank_is_told_of_every_token_once_and_in_order(
         assert told == [0, 1, 2, 3, 4]
 
 
-def test_micro_batches_that_share_a_lane_are_found_out(
+def test_micro_batches_that_share_a_cache_are_found_out(
     ranks: Callable[[int], Ranks],
 ) -> None:
     """A negative control: the parity tests above can fail."""
-    given = ranks(2).run(piped.with_one_lane_for_all, pipeline(2, "async", 4))
+    given = ranks(2).run(piped.with_one_cache_for_all, pipeline(2, "async", 4))
     assert given[0] != alone("nine layers")[1].ids
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kernels.decode import DecodeState
 from kernels.engine import ignore
 from kernels.generate import Batch, Generation, NewTokens
 from kernels.pipeline.channels import AHEAD
@@ -107,8 +108,12 @@ class Numbers(PipelineEngine):
         )
         self.seen: list[Piece] = []
 
-    def reused_lane(self, rows: int, length: int) -> Any:
-        return SimpleNamespace(begin=lambda pad_B: None, part=lambda of: None)
+    def decode_state(self, rows: int, prompt: int, new_tokens: int) -> DecodeState:
+        cache: Any = SimpleNamespace(
+            rows=rows, slots=prompt + new_tokens, device=self.device,
+            begin=lambda pad_B: None, part=lambda of: None,
+        )  # fmt: skip
+        return DecodeState(cache, new_tokens)
 
     def new_hidden(self, rows: int, tokens: int) -> Tensor:
         return torch.empty((rows, tokens, 1), dtype=torch.int64)

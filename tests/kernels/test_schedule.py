@@ -1,4 +1,4 @@
-"""The pipeline's schedules as integers: order, waits, lanes, idle shares."""
+"""The pipeline's schedules as integers: order, waits, decode_rows, idle shares."""
 
 import itertools
 
@@ -10,10 +10,10 @@ from kernels.pipeline.schedule import (
     Flow,
     Piece,
     bubble,
+    decode_rows,
     decode_window,
     enters_after,
     idle_share,
-    lanes,
     order,
     timetable,
 )
@@ -42,10 +42,10 @@ def drawn(flow: Flow, stages: int) -> list[str]:
 
 
 @given(flows())
-def test_lanes_are_disjoint_and_hold_every_row_of_the_batch(flow: Flow) -> None:
-    rows = [row for lane in lanes(flow) for row in lane]
+def test_micro_batches_are_disjoint_and_hold_every_row_of_the_batch(flow: Flow) -> None:
+    rows = [row for cache in decode_rows(flow) for row in cache]
     assert rows == list(range(flow.rows))
-    assert all(lanes(flow))
+    assert all(decode_rows(flow))
 
 
 @given(flows())

@@ -211,5 +211,5 @@ def test_a_real_engine_holds_what_was_forecast() -> None:
         engine = parallelize(small, single, world, torch.float32, weights)
         (rank,) = need("single", 1, small, dtype="float32", new_tokens=64).ranks
         assert rank.weight_bytes == engine.weight_bytes
-        assert rank.cache_bytes == engine.new_lane(4, 128).num_bytes
+        assert rank.cache_bytes == engine.new_cache(4, 128).num_bytes
         engine.close()
