@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from jobs.checkout import CHECKOUT
+from orchestrator.checkout import ROOT
 
 _PACKAGES = (
     "numpy", "nvidia-nccl-cu12", "pydantic", "safetensors", "sentencepiece", "submitit",
@@ -104,7 +104,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def code(checkout: Path = CHECKOUT) -> dict[str, str | None]:
+def code(checkout: Path = ROOT) -> dict[str, str | None]:
     """Which code ran: the commit, a digest of what differs from it, a digest of the packages.
 
     `commit` is None where there is no git or no repository, `changes` where nothing differs.

@@ -16,6 +16,7 @@ PACKAGES = ("orchestrator", "kernels", "jobs")
 INTEGERS = {
     "kernels.shapes",
     "kernels.checkpoints.configs",
+    "kernels.offload.disk_reader",
     "kernels.offload.plan",
     "kernels.placement",
     "kernels.pipeline.schedule",
@@ -25,6 +26,7 @@ INTEGERS = {
 }
 BRIDGE = {
     "orchestrator.case",
+    "orchestrator.checkout",
     "orchestrator.record",
     "orchestrator.study.files",
     "orchestrator.files",

@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from kernels.checkpoints.configs import tokenizer_file
 from kernels.placement import Strategy, impossible
 from kernels.shapes import KNOWN, ModelShape
 from orchestrator.case import Case
+from orchestrator.checkout import local_path
 from orchestrator.errors import InputError, nearest
 from orchestrator.grids.points import Point
 from orchestrator.grids.schema import FIELDS, GridFile, ModelEntry
@@ -20,8 +22,6 @@ from orchestrator.grids.strategies import StrategyError
 from orchestrator.models import (
     checkpoint_shape,
     is_here,
-    local_path,
-    tokenizer_file,
 )
 from orchestrator.schema_errors import dotted
 from orchestrator.yaml_document import Document
