@@ -42,7 +42,9 @@ def shape_from(like: str | None, sizes: dict[str, int | None]) -> ModelShape:
     """
     if like is not None and like not in KNOWN:
         raise InputError(f"no model {like!r}: {nearest(like, KNOWN)}")
-    given = {name: value for name, value in sizes.items() if value is not None}
+    given: dict[str, Any] = {
+        name: value for name, value in sizes.items() if value is not None
+    }
     if given.keys() & {"dim", "n_heads"}:
         given["head_dim"] = 0
     if "n_heads" in given:
