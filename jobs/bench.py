@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.checkout import require_ours
+from orchestrator.checkout import require_ours
 
 if __name__ == "__main__":
     require_ours()  # before theirs can be taken for ours

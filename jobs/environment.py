@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from jobs.checkout import CHECKOUT
+from orchestrator.checkout import ROOT
 from orchestrator.environment import Code, Environment, Gpu, Host, Software
 
 _PACKAGES = (
@@ -132,7 +132,7 @@ def software() -> Software:
     return Software(python=platform.python_version(), packages=packages)
 
 
-def code(checkout: Path = CHECKOUT) -> Code:
+def code(checkout: Path = ROOT) -> Code:
     """Which code ran."""
     commit = changes = None
     top = _git(checkout, "rev-parse", "--show-toplevel")

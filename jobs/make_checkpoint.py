@@ -1,15 +1,14 @@
-"""Writes a checkpoint of seeded random weights in a genuine format, with a tokenizer.
+"""Write a checkpoint of seeded random weights in a genuine format, with a tokenizer.
 
     python -m jobs.make_checkpoint FOLDER --format hf
     python -m jobs.make_checkpoint FOLDER --format meta --like llama-2-7b --shards 2
 
-For tests and demonstrations where no trained weights are at hand, and for measuring: how fast a
-model runs does not depend on what it learnt. Options override the shape that --like names; without
-it, a toy of 4 layers. Written aside and renamed at the end: FOLDER is never half a checkpoint.
+For tests and demonstrations without trained weights, and for measurements: how fast a model runs
+does not depend on what it has learnt. Size options override the model that --like names, or a toy
+of 4 layers. Everything is written aside and renamed last: FOLDER never holds half a checkpoint.
 """
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,55 +18,41 @@ from typing import Any
 
 import click
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 
-from jobs.hf_writer import write_hf
-from jobs.meta_writer import write_meta
 from jobs.toy_tokenizer import train_tokenizer
-from kernels.shapes import KNOWN, ModelShape, RopeScaling, ShapeError, weight_bytes
+from kernels.checkpoints.hf_writer import write_hf
+from kernels.checkpoints.meta_writer import write_meta
+from kernels.shapes import KNOWN, ModelShape, ShapeError, weight_bytes
 from kernels.weights import RandomWeights, Weights
 from orchestrator.errors import InputError, OrchError, nearest
 
 TOY = ModelShape(
     dim=256, n_layers=4, n_heads=8, n_kv_heads=4, ffn_dim=704, vocab_size=2048
 )
-"""What is written when nothing is said of the shape."""
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+"""What is written where no option names a shape."""
 
 
-def shape_from(like: str | None, options: dict[str, Any]) -> ModelShape:
-    """The shape named `like` (default: `TOY`) with the options that are not None put over it.
+def shape_from(like: str | None, sizes: dict[str, int | None]) -> ModelShape:
+    """Return the shape named `like` (None: `TOY`), with the sizes that are not None replaced.
 
     Raises:
-        InputError: the name is not known or the numbers contradict each other.
+        InputError: the name is not known, or the sizes contradict each other.
     """
     if like is not None and like not in KNOWN:
         raise InputError(f"no model {like!r}: {nearest(like, KNOWN)}")
-    base = TOY if like is None else KNOWN[like]
-    given = {name: value for name, value in options.items() if value is not None}
-    factor = given.pop("rope_factor", None)
-    if given.keys() & {"dim", "n_heads"} and "head_dim" not in given:
+    given: dict[str, Any] = {
+        name: value for name, value in sizes.items() if value is not None
+    }
+    if given.keys() & {"dim", "n_heads"}:
         given["head_dim"] = 0
     if "n_heads" in given:
         given.setdefault("n_kv_heads", given["n_heads"])
     try:
-        if factor is not None:
-            given["rope_scaling"] = RopeScaling(factor=factor)
-        return replace(base, **given)
+        return replace(TOY if like is None else KNOWN[like], **given)
     except ShapeError as error:
         raise InputError(str(error)) from error
-
-
-def parse_bytes(text: str) -> int:
-    """`5GB`, `300MB` or a plain number as bytes, decimal as transformers counts them.
-
-    Raises:
-        InputError: it is neither.
-    """
-    found = re.fullmatch(r"(\d+) ?([kmg]?)b?", text.strip().lower())
-    if not found or not int(found[1]):
-        raise InputError(f"a size is a number with KB, MB or GB after it, got {text!r}")
-    return int(found[1]) * _BYTES[found[2]]
 
 
 def make_checkpoint(
@@ -76,14 +61,13 @@ def make_checkpoint(
     weights: Weights,
     *,
     shards: int = 1,
-    embedding_split: str = "columns",
-    max_shard_size: str = "5GB",
+    max_shard_bytes: int = 5 * 10**9,
     tokenizer: bool = True,
 ) -> None:
-    """Writes `weights` and a tokenizer of their vocabulary into the new folder.
+    """Write `weights`, and a tokenizer of their vocabulary, into the new folder.
 
     Raises:
-        InputError: something is there already, or the format cannot express what is asked.
+        InputError: the folder is not empty, or the format cannot express what is asked.
     """
     if format == "hf" and shards != 1:
         raise InputError(
@@ -97,38 +81,44 @@ def make_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.parent / f".{folder.name}-{os.getpid()}"
     aside.mkdir()
+    size = weights.shape.vocab_size if tokenizer else None
     try:
-        size = weights.shape.vocab_size if tokenizer else None
         if size is not None:
             train_tokenizer(aside / "tokenizer.model", size)
         if format == "hf":
-            limit = parse_bytes(max_shard_size)
-            write_hf(aside, weights, max_file_bytes=limit, has_tokenizer=tokenizer)
+            write_hf(aside, weights, max_shard_bytes, has_tokenizer=tokenizer)
         else:
-            write_meta(
-                aside,
-                weights,
-                num_files=shards,
-                embedding_split="rows" if embedding_split == "rows" else "columns",
-                tokenizer_size=size,
-            )
+            write_meta(aside, weights, num_files=shards, tokenizer_size=size)
         aside.replace(folder)
+    except ShapeError as error:
+        raise InputError(str(error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Watched:
-    """Weights that tell how many bytes were read."""
+    """Weights that report how many bytes were read."""
 
-    def __init__(self, weights: Weights, tell: Callable[[int], object]) -> None:
+    def __init__(self, weights: Weights, report: Callable[[int], object]) -> None:
         self.shape, self.dtype = weights.shape, weights.dtype
         self._weights = weights
-        self._tell = tell
+        self._report = report
 
     def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
         part = self._weights.read(source, dim, owned)
-        self._tell(part.nbytes)
+        self._report(part.nbytes)
         return part
+
+
+def _size(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        size = ByteSize(0)
+    # At least a MB: pydantic reads "1,5 GB" as one byte.
+    if size < 10**6:
+        raise click.BadParameter(f"a size is 1MB or more, as in 5GB, got {text!r}")
+    return int(size)
 
 
 @click.command(
@@ -141,21 +131,9 @@ class _Watched:
 @click.option("--dim", type=int)
 @click.option("--n-layers", type=int)
 @click.option("--n-heads", type=int)
-@click.option(
-    "--n-kv-heads", type=int, help="Default where --n-heads is given: as many."
-)
-@click.option("--head-dim", type=int, help="Default: dim / n-heads.")
+@click.option("--n-kv-heads", type=int, help="Default with --n-heads: as many.")
 @click.option("--ffn-dim", type=int)
 @click.option("--vocab-size", type=int)
-@click.option("--norm-eps", type=float)
-@click.option("--rope-theta", type=float)
-@click.option(
-    "--rope-factor", type=float, help="Llama-3.1's scaling of the wavelengths."
-)
-@click.option("--max-seq-len", type=int)
-@click.option("--sliding-window", type=int)
-@click.option("--tied/--untied", "tied_embeddings", default=None)
-@click.option("--qkv-bias/--no-qkv-bias", default=None)
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32", "bfloat16", "float16"]),
@@ -171,14 +149,9 @@ class _Watched:
     help="Meta: number of consolidated files.",
 )
 @click.option(
-    "--embedding-split",
-    type=click.Choice(["columns", "rows"]),
-    default="columns",
-    show_default=True,
-    help="Meta: how the files share the embedding; Llama-2 columns, Llama-3 rows.",
-)
-@click.option(
     "--max-shard-size",
+    "max_shard_bytes",
+    callback=_size,
     default="5GB",
     show_default=True,
     help="HF: largest safetensors file.",
@@ -191,31 +164,29 @@ def main(
     dtype: str,
     seed: int,
     shards: int,
-    embedding_split: str,
-    max_shard_size: str,
+    max_shard_bytes: int,
     tokenizer: bool,
-    **options: Any,
+    **sizes: Any,
 ) -> None:
     try:
-        shape = shape_from(like, options)
-        size = weight_bytes(shape, dtype)
+        shape = shape_from(like, sizes)
+        num_bytes = weight_bytes(shape, dtype)
         weights = RandomWeights(shape, seed, getattr(torch, dtype))
         with click.progressbar(
-            length=size, label=f"Writing {folder}", file=sys.stderr
+            length=num_bytes, label=f"Writing {folder}", file=sys.stderr
         ) as bar:
             make_checkpoint(
                 folder,
                 format,
                 _Watched(weights, bar.update),
                 shards=shards,
-                embedding_split=embedding_split,
-                max_shard_size=max_shard_size,
+                max_shard_bytes=max_shard_bytes,
                 tokenizer=tokenizer,
             )
     except (OrchError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(getattr(error, "exit_code", 1))
-    gib = size / 2**30
+    gib = num_bytes / 2**30
     click.echo(f"{folder}: {format}, {shape.n_layers} layers, {gib:.3g} GiB", err=True)
 
 

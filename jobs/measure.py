@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 
 from jobs import gates
-from jobs.checkout import expanded
 from jobs.environment import cpu_model, describe
 from jobs.profiling.balance import settled
 from jobs.progress import CHECKING, LOADING, MEASURING, WARMING, ProgressReporter
@@ -25,6 +24,7 @@ from kernels.shapes import ModelShape
 from kernels.weights import Progress, RandomWeights, Weights, open_weights
 from kernels.world import World
 from orchestrator.case import Case
+from orchestrator.checkout import local_path
 from orchestrator.environment import Environment
 from orchestrator.record import RankFacts
 
@@ -112,14 +112,14 @@ def _weights(case: Case) -> Weights:
         raise ValueError(
             f"{case.model} has neither a path nor a random shape; give it one in the grid"
         )
-    return open_weights(expanded(case.path))
+    return open_weights(local_path(case.path))
 
 
 def _tokenizer(case: Case) -> Tokenizer | None:
     """The model's, where the case needs one: to read a file's prompts or to know the end."""
     if case.path is None or (case.prompts == RANDOM and not case.stop_at_eos):
         return None
-    return load_tokenizer(expanded(case.path))
+    return load_tokenizer(local_path(case.path))
 
 
 def measure(work: Work, reporter: ProgressReporter) -> Report:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.checkout import expanded
 from jobs.tokenizer import Tokenizer
 from kernels.generate import Batch
 from kernels.shapes import ModelShape
 from orchestrator.case import Case
+from orchestrator.checkout import local_path
 from orchestrator.errors import InputError
 
 RANDOM = "random"
@@ -126,7 +126,7 @@ def _file_prompts(
             f"{case.model} has no tokenizer for the prompts of {case.prompts}; take "
             f"'prompts: {RANDOM}', which needs none"
         )
-    texts = read_prompts(expanded(case.prompts), count)
+    texts = read_prompts(local_path(case.prompts), count)
     return [
         cut(tokenizer.encode(text), case.prompt_tokens, tokenizer.bos_id)
         for text in texts

@@ -8,14 +8,14 @@ prompt is three characters, so that the begin token stands exactly once, where `
 import base64
 import importlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import sentencepiece
 
-_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
+from kernels.checkpoints.configs import TIKTOKEN_LINE, is_tiktoken, tokenizer_file
+
 _LLAMA_3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -65,19 +65,17 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         TokenizerError: there is none, it cannot be read, or an optional package is missing.
     """
     folder = Path(folder)
-    places = [folder, folder.parent] if (folder / "params.json").exists() else [folder]
-    for place in places:
-        model = place / "tokenizer.model"
-        if model.is_file():
-            if _is_tiktoken(model):
-                return TiktokenTokenizer(model)
-            return SentencePieceTokenizer(model, _configured_ends(folder))
-        if (place / "tokenizer.json").is_file():
-            return HfTokenizer(place / "tokenizer.json", _configured_ends(folder))
-    raise TokenizerError(
-        f"{folder} has no tokenizer.model and no tokenizer.json; put the model's there, or take "
-        f"random prompts, which need none"
-    )
+    file = tokenizer_file(folder)
+    if file is None:
+        raise TokenizerError(
+            f"{folder} has no tokenizer.model and no tokenizer.json; put the model's there, or "
+            f"take random prompts, which need none"
+        )
+    if file.suffix == ".json":
+        return HfTokenizer(file, _configured_ends(folder))
+    if is_tiktoken(file):
+        return TiktokenTokenizer(file)
+    return SentencePieceTokenizer(file, _configured_ends(folder))
 
 
 class SentencePieceTokenizer:
@@ -206,15 +204,10 @@ def _optional(package: str, file: Path) -> Any:
         ) from error
 
 
-def _is_tiktoken(file: Path) -> bool:
-    with file.open("rb") as lines:
-        return _TIKTOKEN_LINE.fullmatch(lines.readline(4096)) is not None
-
-
 def _read_ranks(file: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        if not _TIKTOKEN_LINE.fullmatch(line):
+        if not TIKTOKEN_LINE.fullmatch(line):
             raise TokenizerError(
                 f"{file}:{number} is no base64 token with its rank; fetch it again"
             )

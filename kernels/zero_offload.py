@@ -206,6 +206,6 @@ def _parameter_bytes(units: dict[str, Unit]) -> int:
     by_source = {
         piece.source: piece.num_bytes
         for unit in units.values()
-        for piece in unit.pieces
+        for piece in unit.tensors
     }
     return sum(by_source.values())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kernels.offload.disk_reader import file_system
 from orchestrator.checkout import checkout
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.clusters.hardware import gpu_memories_bytes, host_memory_bytes
@@ -142,7 +143,7 @@ def _results(results: Path, cluster: Cluster) -> Iterator[Check]:
         if free > _LITTLE_BYTES
         else warn(said, "make room, or give another folder with --results")
     )
-    kind = _file_system(folder)
+    kind = file_system(folder)
     if cluster.kind == "slurm" and (
         kind in _NODE_LOCAL or folder.is_relative_to("/tmp")
     ):
@@ -166,20 +167,6 @@ def _cannot_file(folder: Path) -> str | None:
             second.unlink(missing_ok=True)
             first.unlink(missing_ok=True)
     return None
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system that holds `folder`, by the longest mount point above it."""
-    best, kind = "", ""
-    try:
-        mounts = Path("/proc/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in mounts:
-        _, point, named, *_ = line.split()
-        if folder.resolve().is_relative_to(point) and len(point) >= len(best):
-            best, kind = point, named
-    return kind
 
 
 def _machine(cluster: Cluster) -> Iterator[Check]:

@@ -159,7 +159,7 @@ def _weights(
 
 
 def _content(unit: Unit) -> int:
-    return sum(piece.num_bytes for piece in unit.pieces)
+    return sum(tensor.num_bytes for tensor in unit.tensors)
 
 
 def misfit(

@@ -1,34 +1,16 @@
 """From a model's name to its shape, on the login node and without torch."""
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 
-from kernels.checkpoints.configs import read_shape
+from kernels.checkpoints.configs import is_tiktoken, read_shape, tokenizer_file
 from kernels.shapes import KNOWN, ModelShape, ShapeError
 from orchestrator.case import Case
-from orchestrator.checkout import ROOT
+from orchestrator.checkout import local_path
 from orchestrator.errors import InputError, nearest
 
-_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _WEIGHTS = ("*.safetensors", "consolidated.*.pth")
-_SENTENCEPIECE = b"\n"
-"""How a SentencePiece model starts; Llama-3's file of the same name is text."""
-
-
-def local_path(text: str) -> Path:
-    """Expand $VARIABLES and ~ in a path of a grid; it is relative to the checkout.
-
-    Raises:
-        InputError: it names a variable that is not set here.
-    """
-    expanded = os.path.expanduser(os.path.expandvars(text))
-    if "$" in expanded:
-        raise InputError(
-            f"{text!r} names a variable that is not set here; set it, or write the path out"
-        )
-    return ROOT / expanded
 
 
 def shape_of(case: Case) -> ModelShape:
@@ -92,13 +74,6 @@ def _config_file(folder: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def tokenizer_file(folder: Path) -> Path | None:
-    """The checkpoint's tokenizer; Meta keeps it one level up."""
-    places = (folder / name for name in _TOKENIZERS)
-    beside = (*places, folder.parent / _TOKENIZERS[0])
-    return next((file for file in beside if file.is_file()), None)
-
-
 def _vocab_size(folder: Path) -> int | None:
     # Llama-2's params.json has -1: the tokenizer knows.
     config = _config_file(folder)
@@ -122,12 +97,11 @@ def _has_vocab_size(config: Path) -> bool:
 
 
 def _pieces(file: Path) -> int:
-    with file.open("rb") as stream:
-        if stream.read(1) != _SENTENCEPIECE:
-            raise InputError(
-                f"{file} is no SentencePiece model, and params.json leaves vocab_size to it; "
-                f"write vocab_size into params.json"
-            )
+    if file.name != "tokenizer.model" or is_tiktoken(file):
+        raise InputError(
+            f"{file} is no SentencePiece model, and params.json leaves vocab_size to it; "
+            f"write vocab_size into params.json"
+        )
     from sentencepiece import SentencePieceProcessor
 
     try:

@@ -16,6 +16,7 @@ PACKAGES = ("orchestrator", "kernels", "jobs")
 INTEGERS = {
     "kernels.shapes",
     "kernels.checkpoints.configs",
+    "kernels.offload.disk_reader",
     "kernels.offload.plan",
     "kernels.placement",
     "kernels.strategies",
@@ -26,6 +27,7 @@ INTEGERS = {
 }
 BRIDGE = {
     "orchestrator.case",
+    "orchestrator.checkout",
     "orchestrator.record",
     "orchestrator.environment",
     "orchestrator.study.files",

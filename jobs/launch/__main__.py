@@ -2,7 +2,7 @@
 
 import sys
 
-from jobs.checkout import require_ours
+from orchestrator.checkout import require_ours
 
 require_ours()  # before the modules of another `kernels` can be imported
 

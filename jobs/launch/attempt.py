@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.checkout import CHECKOUT
 from jobs.environment import describe
 from jobs.filing import deliver, kept_record, print_record
 from jobs.launch import post_mortem
@@ -22,6 +21,7 @@ from jobs.launch.workers import Workers, run_workers
 from jobs.progress import ProgressBoard
 from orchestrator.case import Case
 from orchestrator.causes.finding import Finding, read_ends
+from orchestrator.checkout import ROOT
 from orchestrator.job_spec import JobCase
 from orchestrator.record import Record, RecordError
 from orchestrator.study.files import Attempt, Study
@@ -124,7 +124,7 @@ def _workers(run: RunningAttempt, board: ProgressBoard) -> Workers:
     return Workers(
         command=torchrun(run.nodes, run.scratch / "logs", program),
         environment=worker_environment(os.environ, run.nodes.ranks_per_node),
-        folder=CHECKOUT,
+        folder=ROOT,
         log=run.attempt.log_file,
         timeout_s=run.timeout_s,
         stall_s=run.limits.stall_s,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.checkout import CHECKOUT
+from orchestrator.checkout import ROOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def worker_environment(environment: Mapping[str, str], ranks: int) -> dict[str, 
     threads = max(1, processors(environment) // ranks)
     return {
         **environment,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), path))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), path))),
         "PYTHONUNBUFFERED": "1",
         # torchrun would set 1; sites often set the number of the whole task.
         "OMP_NUM_THREADS": str(threads),

@@ -10,6 +10,7 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,13 @@ def settled(
     shape: ModelShape,
     context: int,
     world: World,
+    gatherer: Callable[[World], Callable[[Found], list[Found]]] = object_gatherer,
 ) -> Strategy:
     """The case's strategy with the layers of each stage filled in. All ranks call it.
 
     Args:
         context: tokens of a sequence, prompt and new ones.
+        gatherer: makes the function that gives every rank what all of them found.
 
     Raises:
         PartitionError: the model does not fit the devices, however it is split.
@@ -63,7 +66,7 @@ def settled(
         rows_in_flight=in_flight,
         context=context,
     )
-    found: list[Found] = object_gatherer(world)(_find(shape, load, world))
+    found = gatherer(world)(_find(shape, load, world))
     link = Link(latency_s=_hop_s(strategy, world, load.rows * shape.dim * load.width))
     return strategy.with_split(split_for(strategy, shape, load, found, link))
 

@@ -1,15 +1,19 @@
-"""The shape that a checkpoint's configuration describes. JSON only, no torch.
+"""What a checkpoint's small files tell without torch: the model's shape, and which tokenizer.
 
 Meta: `params.json` (meta-llama/llama). Hugging Face: `config.json` of the Llama, Mistral and
 Qwen2 families.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kernels.shapes import ModelShape, RopeScaling, ShapeError
+
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
+"""A token in base64 and its rank: Llama-3's `tokenizer.model` has nothing but such lines."""
 
 
 def ffn_dim_of(dim: int, multiple_of: int, multiplier: float | None) -> int:
@@ -146,3 +150,17 @@ def read_shape(folder: Path, vocab_size: int | None = None) -> ModelShape:
     raise ShapeError(
         f"{folder} holds neither config.json (Hugging Face) nor params.json (Meta)"
     )
+
+
+def tokenizer_file(folder: Path) -> Path | None:
+    """Return the checkpoint's tokenizer: in its folder or, for Meta's files, also one level up."""
+    places = [folder, folder.parent] if (folder / "params.json").exists() else [folder]
+    names = ("tokenizer.model", "tokenizer.json")
+    files = (place / name for place in places for name in names)
+    return next((file for file in files if file.is_file()), None)
+
+
+def is_tiktoken(file: Path) -> bool:
+    """Whether a `tokenizer.model` is Llama-3's list of tokens, not a SentencePiece model."""
+    with file.open("rb") as lines:
+        return TIKTOKEN_LINE.fullmatch(lines.readline(4096)) is not None

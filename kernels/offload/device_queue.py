@@ -1,31 +1,27 @@
 """Where a device computes and copies, in order, and the events between the two.
 
-A CPU computes as work is issued, so its points are in the past at once. A GPU's are events in
-streams; what it copies from must be page-locked, or the host waits for every copy.
+A CPU computes as work is issued, so its points are always in the past. A GPU's points are events
+in streams; it must copy from page-locked memory, or the host waits for every copy.
 """
 
 import torch
 from torch import Tensor
 
-from kernels.offload.slot_ring import Event, Queue
+from kernels.offload.buffer_ring import Event, Queue
 
 
-class _Done:
-    """A point in the past."""
-
+class _Past:
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        pass
 
 
 class HostQueue:
-    """Computations that run as they are issued: the CPU's."""
+    """The CPU, whose computations are done once they are issued."""
 
     def record(self) -> Event:
-        """The point after all that has been issued so far."""
-        return _Done()
+        return _Past()
 
     def wait(self, event: Event) -> None:
-        """What is issued from now on runs after `event`."""
         event.synchronize()
 
 
@@ -36,29 +32,27 @@ class CudaQueue:
         self._device = device
 
     def record(self) -> Event:
-        """The point after all that has been issued so far."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def wait(self, event: Event) -> None:
-        """What is issued from now on runs after `event`."""
         wait_on(torch.cuda.current_stream(self._device), event)
 
 
 def wait_on(stream: torch.cuda.Stream, event: Event) -> None:
-    """What the stream is given from now on runs after `event`."""
+    """Make work that the stream is given from now on run after `event`."""
     assert isinstance(event, torch.cuda.Event)
     stream.wait_event(event)
 
 
 def queue_of(device: torch.device) -> Queue:
-    """Where a device computes."""
+    """Return the queue in which a device computes."""
     return CudaQueue(device) if device.type == "cuda" else HostQueue()
 
 
 def copy_on(stream: torch.cuda.Stream, target: Tensor, source: Tensor) -> Event:
-    """Issue a copy on a stream; the event of its end."""
+    """Issue a copy on a stream and return the event of its end."""
     event = torch.cuda.Event()
     with torch.cuda.stream(stream):
         target.copy_(source, non_blocking=True)

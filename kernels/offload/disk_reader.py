@@ -20,10 +20,10 @@ class ReadError(ValueError):
     """A file that holds less than it should, or something else; the message names the file."""
 
 
-def aligned(num_bytes: int, alignment: int = ALIGNMENT) -> int:
+def round_up(num_bytes: int, alignment: int = ALIGNMENT) -> int:
     """The least multiple of `alignment` that is no less.
 
-    >>> aligned(4097)
+    >>> round_up(4097)
     8192
     """
     return -(-num_bytes // alignment) * alignment
@@ -80,7 +80,7 @@ class DiskFile:
             ReadError: the file ends before.
         """
         start = offset // ALIGNMENT * ALIGNMENT
-        wanted = aligned(offset + num_bytes - start)
+        wanted = round_up(offset + num_bytes - start)
         # An anonymous map begins on a page, as a direct read must.
         with _scratch(wanted) as page:
             self.read_into(page, start)

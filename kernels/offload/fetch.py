@@ -1,8 +1,8 @@
-"""How units get from where they wait into slots: from host memory or files, to a GPU or the CPU.
+"""Copying units into buffers: from host memory or files, to a GPU or the CPU.
 
-From files it is a pipeline of three stages for a GPU: threads read blocks into page-locked
-staging memory, each hands its blocks to a copy stream of its own, and the computation waits for
-all of them. On a CPU the threads read straight into the slot.
+From files to a GPU there are three stages: threads read blocks into page-locked staging memory,
+each issues the copies of its blocks on a stream of its own, and the computation waits for all of
+them. On a CPU the threads read straight into the buffer.
 """
 
 import os
@@ -14,35 +14,34 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from kernels.offload.buffer_ring import Event, Queue
 from kernels.offload.device_queue import copy_on, pin, unpin, wait_on
 from kernels.offload.file_store import FileStore
 from kernels.offload.layer_store import HostStore, memory_of, page_aligned
 from kernels.offload.plan import Unit
-from kernels.offload.slot_ring import Event, Queue
 from kernels.timeline import OFF, Timeline
 
 READ_THREADS = 4 if (os.cpu_count() or 1) < 8 else 8
-"""Blocks in flight. Four fill one NVMe disk; several disks behind one name take more."""
+"""Blocks read at once. Four keep one NVMe disk busy; a RAID of several needs more."""
 _STAGING_BLOCKS = 2
 """Per thread: one is read into while the other is copied to the GPU."""
 
 
 class Parts:
-    """A unit on its way in parts, each a future that ends once its copy is issued."""
+    """The arrival of a unit in parts, each a future that ends once its copy is issued."""
 
     def __init__(self, parts: Sequence["Future[Event | None]"]) -> None:
         self._parts = parts
 
     @classmethod
     def issued(cls, event: Event | None) -> "Parts":
-        """A unit in one part whose copy is issued already."""
+        """Return the arrival of a unit in one part whose copy is issued already."""
         part: Future[Event | None] = Future()
         part.set_result(event)
         return cls([part])
 
     def wait(self, queue: Queue) -> None:
-        """What `queue` is given from now on runs after the unit's arrival."""
-        # All of them, also after a failure: nothing may still be writing to the slot afterwards.
+        # For all of them, even if one failed: nothing may write to the buffer afterwards.
         failed = [part.exception() for part in self._parts]
         for error in failed:
             if error is not None:
@@ -54,16 +53,15 @@ class Parts:
 
 
 class _Fetcher:
-    """What all ways of fetching weights share: which units, and whom to tell of the copies."""
+    """Base of all fetches of weights: the units, and the timeline that records their copies."""
 
     timeline: Timeline = OFF
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self._units = units
 
-    def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
-        """When the slot may be overwritten: weights have nothing to save."""
-        return computed
+    def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
+        return computed  # weights do not change: nothing has to be saved
 
     def _span(self, unit: Unit) -> AbstractContextManager[None]:
         layer = unit.name.removeprefix("layers.")
@@ -73,29 +71,27 @@ class _Fetcher:
 
 
 class HostToCpu(_Fetcher):
-    """A thread copies within host memory: a CPU standing in for the device."""
+    """Copies within host memory, by a thread: a CPU takes the device's place."""
 
     def __init__(self, store: HostStore, units: Sequence[Unit]) -> None:
         super().__init__(units)
         self._store = store
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload-copy")
 
-    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
-        """Begin to copy a unit into `slot` after `after`."""
-        return Parts([self._thread.submit(self._copy, unit, slot, after)])
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Parts:
+        return Parts([self._thread.submit(self._copy, unit, buffer, after)])
 
-    def _copy(self, unit: int, slot: Tensor, after: Event) -> None:
+    def _copy(self, unit: int, buffer: Tensor, after: Event) -> None:
         after.synchronize()
         with self._span(self._units[unit]):
-            slot.copy_(self._store.flat(self._units[unit]))
+            buffer.copy_(self._store.flat(self._units[unit]))
 
     def close(self) -> None:
-        """Let the thread end."""
         self._thread.shutdown(cancel_futures=True)
 
 
 class HostToCuda(_Fetcher):
-    """One asynchronous copy per unit, from page-locked memory, on a stream of its own."""
+    """Copies from page-locked memory on a stream of its own, one copy per unit."""
 
     def __init__(
         self, store: HostStore, units: Sequence[Unit], device: torch.device
@@ -104,21 +100,19 @@ class HostToCuda(_Fetcher):
         self._store = store
         self._stream = torch.cuda.Stream(device)
 
-    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
-        """Begin to copy a unit into `slot` after `after`."""
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Parts:
         wait_on(self._stream, after)
         source = self._store.flat(self._units[unit])
         with torch.cuda.stream(self._stream), self._span(self._units[unit]):
-            event = copy_on(self._stream, slot, source)
+            event = copy_on(self._stream, buffer, source)
         return Parts.issued(event)
 
     def close(self) -> None:
-        """Wait for the copies under way: their source is about to be given back."""
-        self._stream.synchronize()
+        self._stream.synchronize()  # the source of the copies is freed next
 
 
 class FromFiles(_Fetcher):
-    """Threads that read the blocks of a unit, as many at a time as there are threads."""
+    """Reads the blocks of a unit by several threads."""
 
     def __init__(
         self,
@@ -134,15 +128,14 @@ class FromFiles(_Fetcher):
         self._own = threading.local()
         self._staging: list[_Staging] = []
 
-    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
-        """Begin to copy a unit into `slot` after `after`."""
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Parts:
         into: Callable[[Unit, int, Tensor, Event], Event | None]
         into = self._to_cuda if self._device.type == "cuda" else self._to_cpu
-        blocks = _blocks(slot, self._store.block_bytes)
-        whole = _Shared(self._span(self._units[unit]), len(blocks))
+        blocks = _blocks(buffer, self._store.block_bytes)
+        span = _SharedSpan(self._span(self._units[unit]), len(blocks))
 
         def fetch(start: int, part: Tensor) -> Event | None:
-            with self._own_stream(), whole:
+            with self._own_stream(), span:
                 return into(self._units[unit], start, part, after)
 
         return Parts([self._threads.submit(fetch, *block) for block in blocks])
@@ -171,36 +164,35 @@ class FromFiles(_Fetcher):
         return staging
 
     def close(self) -> None:
-        """Let the threads end."""
         self._threads.shutdown(cancel_futures=True)
         for staging in self._staging:
             staging.close()
 
 
-def _blocks(slot: Tensor, block_bytes: int) -> list[tuple[int, Tensor]]:
-    starts = range(0, len(slot), block_bytes)
-    return [(start, slot[start : start + block_bytes]) for start in starts]
+def _blocks(buffer: Tensor, block_bytes: int) -> list[tuple[int, Tensor]]:
+    starts = range(0, len(buffer), block_bytes)
+    return [(start, buffer[start : start + block_bytes]) for start in starts]
 
 
-class _Shared:
-    """One context for several threads, from the first one's begin to the last one's end."""
+class _SharedSpan:
+    """A context that the first of several threads enters and the last one leaves."""
 
     def __init__(self, context: AbstractContextManager[None], members: int) -> None:
         self._context = context
-        self._begun = False
-        self._to_end = members
+        self._is_entered = False
+        self._still_inside = members
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._begun:
+            if not self._is_entered:
                 self._context.__enter__()
-            self._begun = True
+            self._is_entered = True
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._to_end -= 1
-            if not self._to_end:
+            self._still_inside -= 1
+            if not self._still_inside:
                 self._context.__exit__(None, None, None)
 
 
@@ -217,7 +209,7 @@ class _Staging:
         self._turn = 0
 
     def next_free(self) -> Tensor:
-        """A block that nothing is copied from any more."""
+        """Return a block once nothing is copied from it any more."""
         self._turn = (self._turn + 1) % _STAGING_BLOCKS
         busy = self._copied[self._turn]
         if busy is not None:
@@ -225,12 +217,11 @@ class _Staging:
         return self._blocks[self._turn]
 
     def copied(self, event: Event) -> Event:
-        """Note when the copy from the last block given out ends."""
+        """Remember when the copy from the block returned last ends, and return that event."""
         self._copied[self._turn] = event
         return event
 
     def close(self) -> None:
-        """Give the blocks back once nothing is copied from them any more."""
         self.stream.synchronize()
         for block in self._blocks:
             unpin(block)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cache import KVCache
+from kernels.offload.buffer_ring import BufferRing, Event
 from kernels.offload.device_queue import (
     HostQueue,
     copy_on,
@@ -25,7 +26,6 @@ from kernels.offload.device_queue import (
 )
 from kernels.offload.fetch import Parts
 from kernels.offload.layer_store import page_aligned
-from kernels.offload.slot_ring import Event, SlotRing
 from kernels.timeline import OFF, Timeline
 
 SLOTS = 2
@@ -85,12 +85,12 @@ class HostCache:
         with torch.inference_mode(mode=False):
             slots = torch.empty(depth * num_bytes, dtype=torch.uint8, device=device)
         sizes = [num_bytes] * len(layers)
-        self._ring = SlotRing(sizes, slots, depth, self._copier, queue_of(device))
+        self._ring = BufferRing(sizes, slots, depth, self._copier, queue_of(device))
 
     @contextmanager
     def lend(self, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values [B, N, S, H] of a layer, saved at the end of the block."""
-        with self._ring.slot(self._turns[layer]) as flat:
+        with self._ring.buffer(self._turns[layer]) as flat:
             keys, values = flat.view(self._dtype).view(self._size).unbind()
             yield keys, values
 

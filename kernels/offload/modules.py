@@ -1,4 +1,4 @@
-"""Modules whose weights are elsewhere: lent for the time of a call, or fetched by row."""
+"""Modules whose weights are elsewhere: lent for one call, or fetched by row."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,15 +13,15 @@ from kernels.world import Group
 
 
 class Lender(Protocol):
-    """Who has a unit's tensors on the device for a while."""
+    """Has units on the device, one at a time."""
 
     def lend(self, name: str) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """A unit's tensors by parameter name, for what is issued within the block."""
+        """Lend a unit's tensors, by parameter name, to work that is issued within the block."""
 
 
 @contextmanager
 def lent(module: nn.Module, unit: str, lender: Lender) -> Iterator[None]:
-    """The module's parameters are views of the unit's slot; meta tensors again afterwards."""
+    """Make the module's parameters views of the unit's buffer within the block, then meta again."""
     with lender.lend(unit) as tensors:
         meta: dict[str, nn.Parameter] = {}
         for name, value in tensors.items():
@@ -37,7 +37,7 @@ def _replace(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     before = owner.get_parameter(leaf)
-    # Use after its time would read another layer's weights; on the meta device it fails.
+    # A late use would read another layer's weights; on the meta device it is an error.
     setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     return before
 
@@ -50,13 +50,13 @@ class LentLinear(nn.Linear):
         self._lender = lender
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Logits of hidden states."""
+        """Return the logits of hidden states."""
         with lent(self, HEAD, self._lender):
             return super().forward(x_BTD)
 
 
 class GatheredEmbedding(nn.Module):
-    """An embedding of which only the batch's rows ever reach the device."""
+    """An embedding of which only the rows of the batch's tokens reach the device."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class GatheredEmbedding(nn.Module):
         shards: Group,
         dtype: torch.dtype,
     ) -> None:
-        """Looks rows up in a store.
+        """Look rows up in a store.
 
         Args:
             unit: holds the matrix.
@@ -86,7 +86,7 @@ class GatheredEmbedding(nn.Module):
         self._dtype = dtype
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Hidden states [B, T, D] of token ids. Waits for the ids: they are looked up here."""
+        """Return the hidden states [B, T, D] of token ids; waits for the ids to be on the host."""
         unique, place_BT = ids_BT.cpu().unique(return_inverse=True)
         width = self._store_width()
         x = torch.zeros((len(unique), width), dtype=self._dtype)
@@ -100,4 +100,4 @@ class GatheredEmbedding(nn.Module):
 
     def _store_width(self) -> int:
         unit, name = self._rows_of
-        return unit.piece(name).dims[1]
+        return unit.tensor(name).dims[1]

@@ -2,37 +2,38 @@
 
 Integers only, no torch. A *unit* is what travels in one piece: a layer, or the head (the output
 matrix). The final norm is small and stays. The embedding is never on the device: of it only the
-rows of the batch's tokens are needed, and they are gathered where the weights wait.
+rows of the batch's tokens are needed, and they are gathered on the host.
 
-Units pass through a ring of slots in the order of use, for ever: after the head comes the first
+Units pass through a ring of buffers in the order of use, for ever: after the head comes the first
 streamed layer, for the next token.
 
-    depth 3, equal units    slot 0   layer 0   layer 3   head …
-                            slot 1   layer 1   layer 4   layer 0 …      ← while layer 3 computes,
-                            slot 2   layer 2   layer 5   layer 1 …        4 and 5 are on their way
+    depth 3, equal units    buffer 0   layer 0   layer 3   head …
+                            buffer 1   layer 1   layer 4   layer 0 …    ← while layer 3 computes,
+                            buffer 2   layer 2   layer 5   layer 1 …      4 and 5 are fetched
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kernels.offload.disk_reader import ALIGNMENT, round_up
 from kernels.placement import Placement, Slice, owned_slices
 from kernels.shapes import DTYPE_BYTES, ModelShape, num_elements, tensors
 
-PAGE_BYTES = 4096
-"""Units are padded to it: direct reads want whole pages."""
+PAGE_BYTES = ALIGNMENT
+"""Units are padded to a multiple of it, for direct reads."""
 TENSOR_ALIGNMENT = 256
-"""Where a tensor may begin within its unit: what matrix kernels like best."""
+"""A tensor begins at a multiple of it within its unit: matrix kernels are fastest so."""
 EMBEDDING, NORM, HEAD = "tok_embeddings", "norm", "output"
-"""Units that are no layer."""
+"""The units that are not layers."""
 
 
 class OffloadError(ValueError):
-    """What was asked of zero-offload does not fit; the message has the bytes and the way out."""
+    """What zero-offload is asked for does not fit; the message has the bytes and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class PackedTensor:
     """One tensor within a unit's flat buffer."""
 
     name: str
@@ -40,26 +41,26 @@ class Piece:
     source: Slice
     dims: tuple[int, ...]
     start: int
-    """Offset in bytes."""
+    """Offset in the buffer, in bytes."""
     num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Tensors that travel together, one after another in one buffer."""
+    """Tensors that are copied together, one after another in one buffer."""
 
     name: str
-    pieces: tuple[Piece, ...]
+    tensors: tuple[PackedTensor, ...]
     num_bytes: int
     """A multiple of `PAGE_BYTES`."""
 
-    def piece(self, name: str) -> Piece:
-        """The tensor of this name."""
-        return next(piece for piece in self.pieces if piece.name == name)
+    def tensor(self, name: str) -> PackedTensor:
+        """Return the tensor of this name."""
+        return next(tensor for tensor in self.tensors if tensor.name == name)
 
 
 def units_of(placement: Placement, shape: ModelShape, dtype: str) -> dict[str, Unit]:
-    """Every unit of a rank by its name (`layers.3`), in order of use."""
+    """Return every unit of a rank by its name (`layers.3`), in order of use."""
     dims = tensors(shape)
     grouped: dict[str, list[tuple[str, Slice, tuple[int, ...]]]] = {}
     for name, part in owned_slices(placement, shape).items():
@@ -72,7 +73,7 @@ def units_of(placement: Placement, shape: ModelShape, dtype: str) -> dict[str, U
 
 
 def local_dims(dims: tuple[int, ...], part: Slice) -> tuple[int, ...]:
-    """Shape of a slice of a tensor of shape `dims`."""
+    """Return the shape of a slice of a tensor of shape `dims`."""
     if part.owned is None:
         return dims
     return (*dims[: part.dim], len(part.owned), *dims[part.dim + 1 :])
@@ -86,20 +87,16 @@ def _unit_name(parameter: str) -> str:
 def _packed(
     name: str, members: list[tuple[str, Slice, tuple[int, ...]]], width: int
 ) -> Unit:
-    pieces, end = [], 0
+    packed, end = [], 0
     for member, part, dims in members:
-        start = _rounded(end, TENSOR_ALIGNMENT)
+        start = round_up(end, TENSOR_ALIGNMENT)
         end = start + num_elements(dims) * width
-        pieces.append(
-            Piece(
+        packed.append(
+            PackedTensor(
                 name=member, source=part, dims=dims, start=start, num_bytes=end - start
             )
         )
-    return Unit(name=name, pieces=tuple(pieces), num_bytes=_rounded(end, PAGE_BYTES))
-
-
-def _rounded(num_bytes: int, multiple: int) -> int:
-    return -(-num_bytes // multiple) * multiple
+    return Unit(name=name, tensors=tuple(packed), num_bytes=round_up(end, PAGE_BYTES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +104,15 @@ class OffloadPlan:
     """Which units stay on the device, and the ring that the others pass through."""
 
     is_resident: tuple[bool, ...]
-    """Of each unit, in order of use."""
+    """For each unit, in order of use."""
     resident_bytes: int
     ring_bytes: int
     depth: int
-    """Units on the device or on their way at once; 0 where nothing is streamed."""
+    """Streamed units on the device at once, those being fetched included; 0: none are streamed."""
 
     @property
     def device_bytes(self) -> int:
-        """Weights on the device, those on their way included."""
+        """Weights on the device, those being fetched included."""
         return self.resident_bytes + self.ring_bytes
 
 
@@ -124,7 +121,7 @@ def plan_offload(
     resident: float | Literal["auto"],
     available_bytes: int | None,
 ) -> OffloadPlan:
-    """What stays and what is streamed of units of these sizes.
+    """Decide which units of these sizes stay on the device and which are streamed.
 
     Args:
         sizes: bytes of each unit, in order of use.
@@ -132,7 +129,7 @@ def plan_offload(
         available_bytes: what the weights on the device may take; None for no limit.
 
     Raises:
-        OffloadError: it does not fit, even with a single slot.
+        OffloadError: they do not fit, even with a single buffer.
     """
     if resident != "auto":
         return _deepest(sizes, round(resident * len(sizes)), available_bytes)
@@ -146,17 +143,17 @@ def plan_offload(
 def _deepest(
     sizes: Sequence[int], count: int, available_bytes: int | None
 ) -> OffloadPlan:
-    plan = _plan(sizes, count, 3)
+    if available_bytes is None:
+        return _plan(sizes, count, 3)
     for depth in (3, 2, 1):
         plan = _plan(sizes, count, depth)
-        if available_bytes is None or plan.device_bytes <= available_bytes:
+        if plan.device_bytes <= available_bytes:
             return plan
-    lacking = plan.device_bytes - (available_bytes or 0)
     raise OffloadError(
-        f"the device must hold the resident weights, {plan.resident_bytes} bytes, and one slot, "
-        f"{plan.ring_bytes} bytes; its memory budget leaves {max(available_bytes or 0, 0)} beside "
-        f"the cache, activations and, on a CPU, the process; raise memory_budget_bytes by "
-        f"{lacking} or keep less resident"
+        f"the device must hold the resident weights, {plan.resident_bytes} bytes, and one "
+        f"buffer, {plan.ring_bytes} bytes; its memory budget leaves {max(available_bytes, 0)} "
+        f"beside the cache, activations and, on a CPU, the process; raise memory_budget_bytes by "
+        f"{plan.device_bytes - available_bytes} or keep less resident"
     )
 
 
@@ -172,9 +169,9 @@ def _plan(sizes: Sequence[int], count: int, depth: int) -> OffloadPlan:
 
 
 def evenly(count: int, chosen: int) -> frozenset[int]:
-    """`chosen` of `count` indices at even distances, the last one first.
+    """Choose `chosen` of `count` indices at even distances; the last index is the first choice.
 
-    Even, so that every streamed unit has the same time to arrive. The last is the head.
+    Even, so that every streamed unit has the same time to arrive. The last index is the head.
 
     >>> sorted(evenly(8, 3))
     [2, 5, 7]
@@ -187,10 +184,10 @@ def evenly(count: int, chosen: int) -> frozenset[int]:
 
 
 def ring_bytes(sizes: Sequence[int], depth: int) -> int:
-    """Memory of a ring through which units of these sizes pass, over and over.
+    """Return the memory of a ring through which units of these sizes pass, over and over.
 
-    Depth 2 always lets the next unit arrive while one computes; depth 3 does so wherever in the
-    ring the one that computes stands, and has room for one more.
+    At depth 2 the next unit can always arrive while one computes. At depth 3 one more can, wherever
+    in the ring the one that computes is.
 
     >>> ring_bytes([4, 4, 4], 2), ring_bytes([4, 4, 4], 3), ring_bytes([4, 4, 6], 2)
     (8, 12, 10)
@@ -206,9 +203,10 @@ def ring_bytes(sizes: Sequence[int], depth: int) -> int:
 
 
 def free_start(size: int, taken: Sequence[range], capacity: int) -> int | None:
-    """Where in a ring of `capacity` bytes a unit can go, clear of what is taken; None: nowhere.
+    """Find a start for a unit in a ring of `capacity` bytes that is clear of what is taken.
 
-    The ends come first: with one unit at either end, the next always fits at the other.
+    None if there is none. The ends are tried first: while one unit is at one end, the next fits at
+    the other.
 
     >>> free_start(4, [range(0, 4)], 10), free_start(4, [range(0, 4), range(6, 10)], 10)
     (6, None)
@@ -225,9 +223,9 @@ def free_start(size: int, taken: Sequence[range], capacity: int) -> int | None:
 def working_bytes(
     placement: Placement, shape: ModelShape, rows: int, tokens: int, width: int
 ) -> int:
-    """About what a pass of `tokens` tokens a row holds at once beside weights and cache.
+    """Estimate what a pass of `tokens` tokens a row holds at once beside weights and cache.
 
-    The widest moment of a layer (feed-forward, with two more copies of the hidden states in
+    That is the widest point of a layer (the feed-forward, with two copies of the hidden states in
     fp32 for the norm), the mask, and the logits of one token of each row.
     """
     wide = 3 * len(placement.ffn) + 4 * shape.dim

@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from kernels.checkpoints.configs import tokenizer_file
 from kernels.placement import impossible
 from kernels.shapes import KNOWN, ModelShape
 from kernels.strategies import Strategy, StrategyError
 from orchestrator.case import Case
+from orchestrator.checkout import local_path
 from orchestrator.errors import InputError, nearest
 from orchestrator.grids.points import Point
 from orchestrator.grids.schema import FIELDS, GridFile, ModelEntry
@@ -21,8 +23,6 @@ from orchestrator.grids.strategies import label_of, resolve
 from orchestrator.models import (
     checkpoint_shape,
     is_here,
-    local_path,
-    tokenizer_file,
 )
 from orchestrator.schema_errors import dotted
 from orchestrator.yaml_document import Document

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from kernels.generate import Batch, Generation
-from kernels.offload.disk_reader import BLOCK_BYTES, DiskFile, aligned
+from kernels.offload.disk_reader import BLOCK_BYTES, DiskFile, round_up
 from kernels.offload.fetch import READ_THREADS
 from kernels.offload.layer_store import memory_of, page_aligned
 from kernels.parallelize import parallelize
@@ -128,7 +128,7 @@ def plain_bytes_per_s(path: Path, threads: int) -> float:
 
     def read(start: int) -> None:
         place = start // BLOCK_BYTES % (2 * threads) * BLOCK_BYTES
-        length = min(BLOCK_BYTES, aligned(file.num_bytes) - start)
+        length = min(BLOCK_BYTES, round_up(file.num_bytes) - start)
         file.read_into(memory_of(memory[place : place + length]), start)
 
     begin = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,15 @@ def test_a_stage_of_two_shards_is_as_fast_as_the_slower_one() -> None:
     assert split_for(sharded, SHAPE, LOAD, four, Link()) == (2, 6)
 
 
+def gatherer_of_one(_world: World) -> Callable[[Found], list[Found]]:
+    return lambda mine: [mine, mine]
+
+
 def test_a_profile_is_kept_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    strategy = settled(case(), SHAPE, 16, World())
+    strategy = settled(case(), SHAPE, 16, World(), gatherer_of_one)
     assert len(strategy.split) == 2
     assert sum(strategy.split) == 8
     (file,) = cache_folder().glob("*.json")
@@ -90,9 +95,9 @@ def test_a_profile_is_kept_and_found_again(
     # A head as heavy as 20 layers, as if it had been measured: the kept profile is believed.
     kept["times"] = {"layer_s": 1.0, "embedding_s": 0.1, "head_s": 20.0}
     file.write_text(json.dumps(kept))
-    assert settled(case(), SHAPE, 16, World()).split == (7, 1)
+    assert settled(case(), SHAPE, 16, World(), gatherer_of_one).split == (7, 1)
     file.write_text("{")
-    again = settled(case(), SHAPE, 16, World())
+    again = settled(case(), SHAPE, 16, World(), gatherer_of_one)
     assert sum(again.split) == 8
     assert json.loads(file.read_text())["times"]["layer_s"] != 1.0
 
@@ -102,7 +107,9 @@ def test_a_case_that_needs_no_profile_makes_none(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     equal = Parallel(model=ModelParallel(degree=2))
-    assert settled(case(strategy=equal), SHAPE, 16, World()).split == ()
+    assert (
+        settled(case(strategy=equal), SHAPE, 16, World(), gatherer_of_one).split == ()
+    )
     assert not cache_folder().exists()
 
 
@@ -111,5 +118,5 @@ def test_a_cache_that_cannot_be_written_is_told_and_does_no_harm(
 ) -> None:
     (tmp_path / "orch").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sum(settled(case(), SHAPE, 16, World()).split) == 8
+    assert sum(settled(case(), SHAPE, 16, World(), gatherer_of_one).split) == 8
     assert "the profile is not kept" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from torch import Tensor
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
-from kernels.placement import Strategy
 from kernels.shapes import ModelShape, RopeScaling
+from kernels.strategies import Strategy
 from kernels.weights import RandomWeights, Weights, open_weights
 from kernels.world import World
 

@@ -9,7 +9,7 @@ from answers import SHAPES, batch_of, random_weights
 
 from kernels.generate import Generation
 from kernels.parallelize import parallelize
-from kernels.placement import Strategy
+from kernels.strategies import Strategy
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
 

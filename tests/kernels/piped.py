@@ -12,7 +12,7 @@ from kernels.cache import KVCache
 from kernels.generate import Generation
 from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
-from kernels.placement import Strategy
+from kernels.strategies import Strategy
 from kernels.world import World
 
 

@@ -25,8 +25,8 @@ from plain import plain_logits
 from ranks import Ranks
 from torch import Tensor
 
-from jobs.hf_writer import write_hf
-from jobs.meta_writer import write_meta
+from kernels.checkpoints.hf_writer import write_hf
+from kernels.checkpoints.meta_writer import write_meta
 from kernels.shapes import ModelShape
 from kernels.strategies import ModelParallel, Parallel, Single, Strategy, TensorParallel
 from kernels.world import World
@@ -66,7 +66,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             oracle(weights).save_pretrained(folder)
         elif name.startswith("hf"):
             size = 20_000 if "many" in name else 10**9
-            write_hf(folder, weights, max_file_bytes=size, has_tokenizer=False)
+            write_hf(folder, weights, size, has_tokenizer=False)
         else:
             write_meta(
                 folder,

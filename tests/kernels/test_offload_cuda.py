@@ -11,13 +11,13 @@ import torch
 from answers import SHAPES, random_weights
 from dawdling_cuda import Cuda, Gpu
 
+from kernels.offload.buffer_ring import BufferRing, Event
 from kernels.offload.device_queue import CudaQueue
 from kernels.offload.fetch import FromFiles, HostToCuda
 from kernels.offload.file_store import FileStore
 from kernels.offload.host_cache import HostCache
 from kernels.offload.layer_store import HostStore, page_aligned, views
 from kernels.offload.plan import ring_bytes, units_of
-from kernels.offload.slot_ring import Event, SlotRing
 from kernels.placement import place
 from kernels.strategies import Parallel, Single
 
@@ -38,19 +38,21 @@ def wrong_tensors(fetch: HostToCuda | FromFiles, depth: int, cuda: Cuda) -> list
     """Names of the tensors that computations saw wrong, over some passes."""
     sizes = [unit.num_bytes for unit in UNITS]
     memory = page_aligned(ring_bytes(sizes, depth))
-    ring = SlotRing(sizes, memory, depth, fetch, CudaQueue(GPU))
+    ring = BufferRing(sizes, memory, depth, fetch, CudaQueue(GPU))
     ring.start()
     wrong: list[str] = []
 
-    def compute(turn: int, slot: torch.Tensor) -> None:
-        for name, value in views(UNITS[turn], slot, torch.float32).items():
+    def compute(turn: int, buffer: torch.Tensor) -> None:
+        for name, value in views(UNITS[turn], buffer, torch.float32).items():
             if not torch.equal(value, WEIGHTS.read(name)):
                 wrong.append(name)
 
     for _ in range(4):
         for turn in range(len(UNITS)):
-            with ring.slot(turn) as slot:
-                cuda.compute.issue(lambda turn=turn, slot=slot: compute(turn, slot))
+            with ring.buffer(turn) as buffer:
+                cuda.compute.issue(
+                    lambda turn=turn, buffer=buffer: compute(turn, buffer)
+                )
     cuda.compute.synchronize()
     ring.drain()
     cuda.compute.synchronize()
@@ -95,8 +97,8 @@ def test_the_measure_notices_a_copy_that_does_not_wait(
     fetch = HostToCuda(store, UNITS, GPU)
     right = fetch.start
 
-    def hasty(unit: int, slot: torch.Tensor, after: Event) -> object:
-        return right(unit, slot, torch.cuda.Event())  # of nothing
+    def hasty(unit: int, buffer: torch.Tensor, after: Event) -> object:
+        return right(unit, buffer, torch.cuda.Event())  # of nothing
 
     monkeypatch.setattr(fetch, "start", hasty)
     assert wrong_tensors(fetch, 2, cuda)

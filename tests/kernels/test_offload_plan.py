@@ -42,12 +42,12 @@ def test_units_hold_every_parameter_of_a_rank_once_and_apart(
         "norm",
         "output",
     ]
-    pieces = [piece for unit in units.values() for piece in unit.pieces]
+    pieces = [piece for unit in units.values() for piece in unit.tensors]
     assert [piece.name for piece in pieces] == list(owned_slices(placement, shape))
     for unit in units.values():
         assert unit.num_bytes % PAGE_BYTES == 0
-        ends = [0, *(piece.start + piece.num_bytes for piece in unit.pieces)]
-        for piece, end in zip(unit.pieces, ends, strict=False):
+        ends = [0, *(piece.start + piece.num_bytes for piece in unit.tensors)]
+        for piece, end in zip(unit.tensors, ends, strict=False):
             assert piece.start % TENSOR_ALIGNMENT == 0
             assert end <= piece.start < end + TENSOR_ALIGNMENT
         assert ends[-1] <= unit.num_bytes
@@ -58,7 +58,7 @@ def test_the_shards_of_all_ranks_are_the_model() -> None:
     held = 0
     for rank in range(4):
         for unit in units_of(place(strategy, shape, rank), shape, "float16").values():
-            held += sum(piece.num_bytes for piece in unit.pieces)
+            held += sum(piece.num_bytes for piece in unit.tensors)
     norms = (2 * shape.n_layers + 1) * shape.dim * DTYPE_BYTES["float16"]
     assert held == weight_bytes(shape, "float16") + 3 * norms
 
@@ -145,5 +145,5 @@ def test_a_tight_budget_makes_the_ring_shallower(available: int, depth: int) -> 
 
 
 def test_what_cannot_fit_is_refused_with_its_bytes_and_the_way_out() -> None:
-    with pytest.raises(OffloadError, match=r"slot, 10 bytes.* leaves 9 .* by 1 or"):
+    with pytest.raises(OffloadError, match=r"buffer, 10 bytes.* leaves 9 .* by 1 or"):
         plan_offload([10, 10], 0.0, 9)

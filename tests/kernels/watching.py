@@ -13,8 +13,8 @@ from kernels.cache import Step
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
-from kernels.placement import Strategy
 from kernels.spans import Span, busy
+from kernels.strategies import Strategy
 from kernels.timeline import clock_offset_s, watched
 from kernels.world import World
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from kernels.checkpoints.configs import tokenizer_file
 from kernels.shapes import KNOWN, ModelShape
 from kernels.strategies import Parallel, Single
 from orchestrator.case import Case
+from orchestrator.checkout import local_path
 from orchestrator.errors import InputError
 from orchestrator.models import (
     checkpoint_shape,
-    local_path,
     shape_of,
-    tokenizer_file,
 )
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -38,7 +38,13 @@ def test_a_crashed_node_takes_its_processes_with_it_and_comes_back(
                   f"touch {pid_file}; exec {long}")  # fmt: skip
     slurm.wait(pid_file.exists, "the job to run")
     slurm.kill("node2")
-    running = subprocess.run(["ps", "ax", "-o", "args"], capture_output=True, text=True)
-    assert long not in running.stdout
+
+    def is_gone() -> bool:
+        shown = subprocess.run(
+            ["ps", "ax", "-o", "args"], capture_output=True, text=True
+        )
+        return long not in shown.stdout
+
+    slurm.wait(is_gone, "the node's processes to be gone", 10)
     slurm.repair()
     assert slurm.idle() == set(slurm.nodes)

@@ -1,7 +1,7 @@
 """The ring against slow copies and slow computations: a missing event shows as wrong bytes.
 
 Copies and computations run in threads of their own that dawdle; events are their futures. The
-computation reads its slot late, so a copy that does not wait for it destroys what it reads, and a
+computation reads its buffer late, so a copy that does not wait for it destroys what it reads, and a
 computation that does not wait for its copy reads what was there before.
 """
 
@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.offload.buffer_ring import BufferRing, Event, Queue
 from kernels.offload.plan import ring_bytes
-from kernels.offload.slot_ring import Event, Queue, SlotRing
 
 SIZES = [4, 4, 6, 4, 5]
 
@@ -59,22 +59,22 @@ class SlowFetch:
         self.started: list[int] = []
         self.broken: set[int] = set()
 
-    def start(self, unit: int, slot: Tensor, after: Event) -> "SlowFetch._Way":
+    def start(self, unit: int, buffer: Tensor, after: Event) -> "SlowFetch._Way":
         self.started.append(unit)
         delay = self._random.random() * 0.004
-        return self._Way(self._threads.submit(self._copy, unit, slot, after, delay))
+        return self._Way(self._threads.submit(self._copy, unit, buffer, after, delay))
 
-    def _copy(self, unit: int, slot: Tensor, after: Event, delay: float) -> None:
+    def _copy(self, unit: int, buffer: Tensor, after: Event, delay: float) -> None:
         if not self._forgets:
             after.synchronize()
         if unit in self.broken:
             raise OSError(f"unit {unit} is broken")
-        half = len(slot) // 2
-        slot[:half] = unit + 1
+        half = len(buffer) // 2
+        buffer[:half] = unit + 1
         time.sleep(delay)
-        slot[half:] = unit + 1
+        buffer[half:] = unit + 1
 
-    def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
+    def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
         return computed
 
     class _Way:
@@ -93,33 +93,33 @@ class HostArrival(SlowFetch):
             self._work.result()
 
 
-def wrong_reads(ring: SlotRing, queue: SlowQueue, passes: int) -> int:
+def wrong_reads(ring: BufferRing, queue: SlowQueue, passes: int) -> int:
     """Computes with each unit in turn; how many of them saw other bytes than the unit's."""
     wrong: list[int] = []
 
-    def compute(unit: int, slot: Tensor) -> None:
-        before = slot.clone()
+    def compute(unit: int, buffer: Tensor) -> None:
+        before = buffer.clone()
         time.sleep(0.002)
-        if not (before.eq(unit + 1).all() and slot.eq(unit + 1).all()):
+        if not (before.eq(unit + 1).all() and buffer.eq(unit + 1).all()):
             wrong.append(unit)
 
     for turn in range(passes * len(SIZES)):
         unit = turn % len(SIZES)
-        with ring.slot(unit) as slot:
-            queue.issue(lambda unit=unit, slot=slot: compute(unit, slot))
+        with ring.buffer(unit) as buffer:
+            queue.issue(lambda unit=unit, buffer=buffer: compute(unit, buffer))
     queue.record().synchronize()
     return len(wrong)
 
 
-def new_ring(depth: int, fetch: SlowFetch, queue: SlowQueue) -> SlotRing:
+def new_ring(depth: int, fetch: SlowFetch, queue: SlowQueue) -> BufferRing:
     memory = torch.zeros(ring_bytes(SIZES, depth), dtype=torch.uint8)
-    ring = SlotRing(SIZES, memory, depth, fetch, queue)
+    ring = BufferRing(SIZES, memory, depth, fetch, queue)
     ring.start()
     return ring
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_slow_copies_and_slow_computations_never_meet_in_a_slot(depth: int) -> None:
+def test_slow_copies_and_slow_computations_never_meet_in_a_buffer(depth: int) -> None:
     queue = SlowQueue()
     ring = new_ring(depth, SlowFetch(), queue)
     assert wrong_reads(ring, queue, passes=6) == 0
@@ -141,7 +141,7 @@ def test_the_first_copy_waits_for_what_still_computes_with_the_memory() -> None:
     memory = torch.zeros(ring_bytes(SIZES, 2), dtype=torch.uint8)
     seen: list[Tensor] = []
     queue.issue(lambda: (time.sleep(0.05), seen.append(memory.clone())))
-    SlotRing(SIZES, memory, 2, fetch, queue).start()
+    BufferRing(SIZES, memory, 2, fetch, queue).start()
     queue.record().synchronize()
     assert not seen[0].any()
 
@@ -157,16 +157,16 @@ def test_after_the_last_unit_the_first_one_is_fetched_for_the_next_token() -> No
 def test_the_next_unit_is_on_its_way_while_one_computes() -> None:
     queue, fetch = SlowQueue(), SlowFetch()
     ring = new_ring(3, fetch, queue)
-    with ring.slot(0):
+    with ring.buffer(0):
         assert fetch.started[:2] == [0, 1]
-    with ring.slot(1):
+    with ring.buffer(1):
         assert 2 in fetch.started
 
 
 def test_a_pass_that_is_cut_short_is_followed_by_a_whole_one() -> None:
     queue = SlowQueue()
     ring = new_ring(2, SlowFetch(), queue)
-    with ring.slot(0):
+    with ring.buffer(0):
         pass
     assert wrong_reads(ring, queue, passes=2) == 0
 
@@ -176,9 +176,9 @@ def test_a_unit_that_cannot_be_fetched_fails_when_its_turn_comes() -> None:
     fetch.broken = {2}
     ring = new_ring(2, fetch, queue)
     for unit in (0, 1):
-        with ring.slot(unit):
+        with ring.buffer(unit):
             pass
-    with pytest.raises(OSError, match="unit 2 is broken"), ring.slot(2):
+    with pytest.raises(OSError, match="unit 2 is broken"), ring.buffer(2):
         pass
     fetch.broken = set()
     assert wrong_reads(ring, queue, passes=1) == 0
@@ -187,6 +187,6 @@ def test_a_unit_that_cannot_be_fetched_fails_when_its_turn_comes() -> None:
 def test_an_error_while_computing_leaves_the_ring_usable() -> None:
     queue = SlowQueue()
     ring = new_ring(2, SlowFetch(), queue)
-    with pytest.raises(ZeroDivisionError), ring.slot(0):
+    with pytest.raises(ZeroDivisionError), ring.buffer(0):
         raise ZeroDivisionError
     assert wrong_reads(ring, queue, passes=2) == 0

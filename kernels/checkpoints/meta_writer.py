@@ -1,7 +1,6 @@
-"""Writes any weights as a checkpoint of Meta's layout: `params.json`, `consolidated.NN.pth`."""
+"""Write any weights as a Meta checkpoint: `params.json` and `consolidated.NN.pth` files."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ from kernels.checkpoints.meta import interleaved
 from kernels.placement import kv_heads_of, split_evenly
 from kernels.shapes import ModelShape, RopeScaling, ShapeError, tensors
 from kernels.weights import Weights
-from orchestrator.errors import InputError
 
 EmbeddingSplit = Literal["columns", "rows"]
 """How the files share the embedding: Llama-1 and 2 by columns, Llama-3 by rows."""
@@ -22,11 +20,15 @@ _RELEASED = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2))
 
 
 def meta_params(shape: ModelShape, tokenizer_size: int | None) -> dict[str, Any]:
-    """What `params.json` says of the shape; vocab_size is left to a tokenizer that has it, as in
-    Llama-2.
+    """Return the content of `params.json`, as Meta's code reads it.
+
+    Args:
+        shape: of the model.
+        tokenizer_size: vocabulary of the tokenizer beside it; where it is the model's, the file
+            leaves vocab_size to the tokenizer (-1), as Llama-2's does.
 
     Raises:
-        InputError: the layout has no word for something in the shape.
+        ShapeError: `params.json` has no field for something in the shape.
     """
     multiple_of, multiplier = _ffn_rule(shape)
     params: dict[str, Any] = {
@@ -45,34 +47,36 @@ def meta_params(shape: ModelShape, tokenizer_size: int | None) -> dict[str, Any]
         params["rope_theta"] = shape.rope_theta
     if shape.rope_scaling is not None:
         params["use_scaled_rope"] = True
-    _check_said(shape, params)
+    _check_complete(shape, params)
     return params
 
 
-def _check_said(shape: ModelShape, params: dict[str, Any]) -> None:
+def _check_complete(shape: ModelShape, params: dict[str, Any]) -> None:
     if shape.rope_scaling not in (None, RopeScaling(factor=8.0)):
-        raise _no_word("rope_scaling other than Llama-3.1's (factor 8)")
+        raise _inexpressible("rope_scaling other than Llama-3.1's (factor 8)")
     try:
-        understood = from_meta(params, vocab_size=shape.vocab_size)
+        read_back = from_meta(params, vocab_size=shape.vocab_size)
     except ShapeError as error:
-        raise _no_word("an explicit head_dim") from error
+        raise _inexpressible("an explicit head_dim") from error
     # The longest context is no part of params.json; nothing computed depends on it.
     for name in set(vars(shape)) - {"max_seq_len"}:
-        if getattr(understood, name) != getattr(shape, name):
-            raise _no_word(f"{name} {getattr(shape, name)}")
+        if getattr(read_back, name) != getattr(shape, name):
+            raise _inexpressible(f"{name} {getattr(shape, name)}")
 
 
-def _no_word(what: str) -> InputError:
-    return InputError(f"Meta's params.json cannot express {what}; take --format hf")
+def _inexpressible(what: str) -> ShapeError:
+    return ShapeError(
+        f"Meta's params.json cannot express {what}; take Hugging Face's format"
+    )
 
 
 def _ffn_rule(shape: ModelShape) -> tuple[int, float | None]:
-    """multiple_of and ffn_dim_multiplier that give ffn_dim; those of the releases if they do."""
+    """Return multiple_of and ffn_dim_multiplier that give ffn_dim, a release's own if possible."""
     plain = tuple((2**power, None) for power in range(12, -1, -1))
     for multiple_of, multiplier in _RELEASED + plain:
         if ffn_dim_of(shape.dim, multiple_of, multiplier) == shape.ffn_dim:
             return multiple_of, multiplier
-    # Half a column more, so that no rounding can take one away.
+    # Half a column more, so that rounding down cannot take one away.
     return 1, (shape.ffn_dim + 0.5) / ffn_dim_of(shape.dim, 1, None)
 
 
@@ -81,13 +85,13 @@ def write_meta(
     weights: Weights,
     *,
     num_files: int,
-    embedding_split: EmbeddingSplit,
     tokenizer_size: int | None,
+    embedding_split: EmbeddingSplit = "columns",
 ) -> None:
-    """Writes `params.json` and `num_files` files, one tensor in memory at a time.
+    """Write `params.json` and `num_files` weight files. One file at a time is in memory.
 
     Raises:
-        InputError: the layout cannot express the shape, or it does not split into so many files.
+        ShapeError: `params.json` cannot express the shape, or it does not divide by num_files.
     """
     params = meta_params(weights.shape, tokenizer_size)
     _check_divides(weights.shape, num_files)
@@ -102,20 +106,20 @@ def write_meta(
 def _check_divides(shape: ModelShape, num_files: int) -> None:
     for name in ("n_heads", "ffn_dim", "vocab_size", "dim"):
         if getattr(shape, name) % num_files:
-            raise InputError(
+            raise ShapeError(
                 f"the number of files must divide {name}: {num_files} does not divide "
                 f"{getattr(shape, name)}; take another number of files"
             )
     fewer, more = sorted((shape.n_kv_heads, num_files))
     if more % fewer:
-        raise InputError(
+        raise ShapeError(
             f"the number of files must divide the KV heads or be a multiple of them: {num_files} "
             f"and {shape.n_kv_heads} are neither; take another number of files"
         )
 
 
 def _split_dim(name: str, embedding_split: EmbeddingSplit) -> int | None:
-    # fairscale's layers: outputs split in the first linear, inputs in the second.
+    # As fairscale's layers: ColumnParallelLinear splits outputs, RowParallelLinear inputs.
     if "norm" in name:
         return None
     if name == "tok_embeddings.weight":
@@ -130,25 +134,24 @@ def _write_file(
     num_files: int,
     index: int,
 ) -> None:
-    # torch.save wants all of a file at once: the tensors wait on the disk meanwhile.
-    with tempfile.TemporaryDirectory(dir=folder, prefix="waiting-") as waiting:
-        piece = {
-            name: _on_disk(
-                Path(waiting) / name, _piece(weights, name, dim, num_files, index)
-            )
-            for name, dim in splits.items()
-        }
-        torch.save(piece, folder / f"consolidated.{index:02d}.pth")
+    # Cloned: torch.save writes all of the storage that a view shares with others.
+    parts = {
+        name: _part(weights, name, dim, num_files, index).clone(
+            memory_format=torch.contiguous_format
+        )
+        for name, dim in splits.items()
+    }
+    torch.save(parts, folder / f"consolidated.{index:02d}.pth")
 
 
-def _piece(
+def _part(
     weights: Weights, name: str, dim: int | None, num_files: int, index: int
 ) -> Tensor:
     if dim is None:
         return weights.read(name)
     shape = weights.shape
     if name.endswith((".wk.weight", ".wv.weight")):
-        # Where there are more files than KV heads, neighbours hold the same head, as in Llama-3.
+        # With more files than KV heads neighbouring files hold the same head, as in Llama-3.
         heads = kv_heads_of(shape, num_files, index)
         owned = range(heads.start * shape.head_dim, heads.stop * shape.head_dim)
     else:
@@ -156,11 +159,3 @@ def _piece(
     part = weights.read(name, dim, owned)
     rotary = name.endswith((".wq.weight", ".wk.weight"))
     return interleaved(part, shape.head_dim) if rotary else part
-
-
-def _on_disk(file: Path, value: Tensor) -> Tensor:
-    """A copy with a storage of its own: a tensor that shares one drags all of it into the file."""
-    mapped = torch.from_file(
-        str(file), shared=True, size=value.numel(), dtype=value.dtype
-    )
-    return mapped.view(value.shape).copy_(value)

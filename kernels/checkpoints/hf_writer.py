@@ -1,4 +1,4 @@
-"""Writes any weights as a checkpoint of Hugging Face's layout: `config.json` and safetensors."""
+"""Write any weights as a Hugging Face checkpoint: `config.json` and safetensors files."""
 
 import json
 from dataclasses import asdict
@@ -6,23 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from kernels.checkpoints.configs import from_hf
 from kernels.checkpoints.hf import hf_name
-from kernels.shapes import ModelShape, num_elements, tensors
+from kernels.shapes import ModelShape, ShapeError, num_elements, tensors
 from kernels.weights import Weights
-from orchestrator.errors import InputError
 
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
-}
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
 }
 _TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
@@ -34,15 +28,14 @@ _TOKENIZER_CONFIG = {
     "legacy": False,
     "clean_up_tokenization_spaces": False,
 }
-"""How transformers is to read the `tokenizer.model` beside it."""
-_CHUNK_ELEMENTS = 1 << 26
+"""`tokenizer_config.json`: how transformers reads the `tokenizer.model` beside it."""
 
 
 def hf_config(shape: ModelShape, dtype: torch.dtype) -> dict[str, Any]:
-    """What `config.json` says of the shape, as transformers reads it.
+    """Return the content of `config.json` that transformers reads as this shape.
 
     Raises:
-        InputError: no family there computes this shape.
+        ShapeError: none of the Llama, Mistral and Qwen2 families computes this shape.
     """
     kind = "llama"
     if shape.qkv_bias:
@@ -82,39 +75,38 @@ def hf_config(shape: ModelShape, dtype: torch.dtype) -> dict[str, Any]:
         )
         config["rope_scaling"] = {"rope_type": "llama3"} | scaling
     if from_hf(config) != shape:
-        raise InputError(
-            "Hugging Face's families have q/k/v biases (qwen2) or a sliding window (mistral), not "
-            "both; leave one out"
+        raise ShapeError(
+            "a Hugging Face model has q/k/v biases (qwen2) or a sliding window (mistral), "
+            "not both; leave one out"
         )
     return config
 
 
 def write_hf(
-    folder: Path, weights: Weights, *, max_file_bytes: int, has_tokenizer: bool
+    folder: Path, weights: Weights, max_file_bytes: int, *, has_tokenizer: bool
 ) -> None:
-    """Writes `config.json` and safetensors files of at most `max_file_bytes`, or one tensor each.
+    """Write `config.json` and safetensors files of at most `max_file_bytes` of tensors each.
 
-    Never more than a part of one tensor is in memory.
+    A tensor that is larger gets a file of its own. One file at a time is in memory.
 
     Raises:
-        InputError: no family there computes this shape.
+        ShapeError: none of the Llama, Mistral and Qwen2 families computes this shape.
     """
-    config = hf_config(weights.shape, weights.dtype)
-    _write_json(folder / "config.json", config)
+    _write_json(folder / "config.json", hf_config(weights.shape, weights.dtype))
     if has_tokenizer:
         _write_json(folder / "tokenizer_config.json", _TOKENIZER_CONFIG)
     groups = _groups(weights, max_file_bytes)
     if len(groups) == 1:
-        _write_safetensors(folder / "model.safetensors", weights, groups[0])
+        _write_file(folder / "model.safetensors", weights, groups[0])
         return
     weight_map: dict[str, str] = {}
     for index, names in enumerate(groups, start=1):
         file = f"model-{index:05d}-of-{len(groups):05d}.safetensors"
-        _write_safetensors(folder / file, weights, names)
+        _write_file(folder / file, weights, names)
         weight_map |= {hf_name(name): file for name in names}
     total = sum(_bytes(weights, name) for name in tensors(weights.shape))
-    index_of = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index_of)
+    index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index_json)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
@@ -126,7 +118,7 @@ def _bytes(weights: Weights, name: str) -> int:
 
 
 def _groups(weights: Weights, max_file_bytes: int) -> list[list[str]]:
-    """The names of each file, in the model's order, each file filled before the next begins."""
+    """Return the tensor names of each file, in the model's order, filling file after file."""
     groups: list[list[str]] = [[]]
     used = 0
     for name in tensors(weights.shape):
@@ -139,32 +131,6 @@ def _groups(weights: Weights, max_file_bytes: int) -> list[list[str]]:
     return groups
 
 
-def _write_safetensors(file: Path, weights: Weights, names: list[str]) -> None:
-    # The library's own writer wants all tensors at once. The format: the header's length in 8
-    # bytes, a JSON header padded to 8 with spaces, then the tensors' bytes end to end.
-    dims = tensors(weights.shape)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        start, end = end, end + _bytes(weights, name)
-        header[hf_name(name)] = {
-            "dtype": _DTYPES[weights.dtype],
-            "shape": list(dims[name]),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            for rows in _chunks(dims[name]):
-                part = weights.read(name, 0, rows).contiguous()
-                out.write(part.view(-1).view(torch.uint8).numpy().data)
-
-
-def _chunks(dims: tuple[int, ...]) -> list[range]:
-    """Consecutive rows of a tensor, few enough to hold in memory."""
-    rows = max(1, _CHUNK_ELEMENTS // num_elements(dims[1:]))
-    return [
-        range(start, min(start + rows, dims[0])) for start in range(0, dims[0], rows)
-    ]
+def _write_file(file: Path, weights: Weights, names: list[str]) -> None:
+    parts = {hf_name(name): weights.read(name).contiguous() for name in names}
+    save_file(parts, file, metadata={"format": "pt"})
