@@ -97,14 +97,14 @@ def test_with_an_attempt_it_files_the_record_there(tmp_path: Path) -> None:
         ({"stop_at_eos": True}, "stop_at_eos needs eos_ids"),
     ],
 )
-def test_what_a_person_must_mend_is_a_config_error(
+def test_what_a_person_must_fix_is_a_config_error(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         prepared(CASE.model_copy(update=change))
 
 
-def test_what_a_person_must_mend_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_what_a_person_must_fix_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     case = CASE.model_copy(update={"random": None, "path": "no/such/folder"})
     done = bench(case_file(tmp_path, case))
     assert (done.returncode, done.stdout) == (2, "")
@@ -192,11 +192,6 @@ def test_ranks_that_disagree_make_the_result_invalid(work: Work) -> None:
     record = compose(work, [first, second], 1, NOW)
     assert record.status == "invalid"
     assert record.evidence == ["ranks disagree on the ids: [1] differ from rank 0"]
-
-
-def test_every_repeat_is_checked_and_told_once(work: Work) -> None:
-    record = record_of(work, lambda report: report.problems.append("odd"))
-    assert record.evidence == ["rank 0: odd"]
 
 
 IDS = torch.arange(8).reshape(2, 4)

@@ -138,6 +138,18 @@ def test_sampling_draws_the_same_ids_whatever_the_micro_batches(
         assert [one.ids for one in given] == [one.ids for one in expected]
 
 
+def test_a_replica_samples_its_own_rows_of_the_batch(
+    ranks: Callable[[int], Ranks],
+) -> None:
+    """The noise of a row follows from its place in the whole batch, not in the replica's."""
+    expected = answers(World(), SHAPES["gqa"], SINGLE, temperature=1.0)
+    strategy = pipeline(1, "gpipe", 2, data=2)
+    for given in ranks(2).run(
+        answers, SHAPES["gqa"], strategy, "float32", BATCH_SIZES, 1.0
+    ):
+        assert [one.ids for one in given] == [one.ids for one in expected]
+
+
 @pytest.mark.parametrize("schedule", ["gpipe", "async"])
 def test_rows_end_at_end_tokens_as_in_the_model_alone(
     schedule: str, ranks: Callable[[int], Ranks]

@@ -42,3 +42,30 @@ def test_a_grid_becomes_a_table_on_this_machine(tmp_path: Path) -> None:
     table = orch(tmp_path, "collect", "--format", "markdown").stdout.splitlines()
     assert table[0].startswith("| model | strategy | 2 ")
     assert [line.split("|")[3].strip() for line in table[4:]] == ["#", "#"]
+
+
+EVERY_STRATEGY = """
+study: every
+cluster: local
+models:
+  toy: {random: {dim: 32, n_layers: 4, n_heads: 4, n_kv_heads: 2, ffn_dim: 64, vocab_size: 128}}
+fixed:
+  {model: toy, dtype: float32, batch_size: 2, prompt_tokens: 4, new_tokens: 4, repeats: 1}
+include:
+  - {strategy: [single, zero-offload, {zero-offload: {source: disk, kv: host}}], gpus: 1}
+  - {strategy: [model, pipeline, {pipeline: {schedule: async}}, tensor, zero-offload], gpus: 2}
+  - {strategy: {tensor: 2, pipeline: {}}, gpus: 4}
+"""
+
+
+def test_every_strategy_goes_the_whole_way_and_chooses_the_same_ids(
+    tmp_path: Path,
+) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(EVERY_STRATEGY)
+    run = orch(tmp_path, "submit", "--grid", str(grid), "--wait")
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(orch(tmp_path, "collect", "--long", "--format", "json").stdout)
+    assert [row["status"] for row in rows] == ["ok"] * 9
+    assert len({row["ids_digest"] for row in rows}) == 1
+    assert all(row["ids_agree"] for row in rows)
