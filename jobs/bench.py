@@ -37,7 +37,7 @@ from orchestrator.case import Case
 from orchestrator.causes.finding import announce
 from orchestrator.environment import Environment
 from orchestrator.errors import InputError, OrchError
-from orchestrator.record import Record
+from orchestrator.record import Record, TraceFacts
 from orchestrator.study.files import Attempt, attempt_in
 
 
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         attempt = attempt_in(options.attempt_dir) if options.attempt_dir else None
         number = attempt.number if attempt else 1
         record = compose(work, reports, number, started_at, options.cluster)
-        write_trace(attempt or Attempt(case.case_id, number, Path()), case, reports)
+        if case.trace:
+            write_trace(attempt or Attempt(case.case_id, number, Path()), case, reports)
         if attempt is None:
             print(record.model_dump_json(indent=1))
         else:
@@ -142,7 +143,7 @@ def compose(
         prompt_lengths=work.prompt_lengths,
         output_tokens=reports[0].output_tokens,
         ids_digest=reports[0].digests[-1],
-        trace=trace.facts(work.case, work.batch.length, traced(reports)),
+        trace=_trace_facts(work, reports),
         shape=work.shape,
         split=reports[0].split,
         weights_wait=reports[0].weights_wait,
@@ -151,13 +152,19 @@ def compose(
     )
 
 
+def _trace_facts(work: Work, reports: list[Report]) -> TraceFacts | None:
+    if not work.case.trace:
+        return None
+    return trace.facts(work.case, work.batch.length, traced(reports))
+
+
 def traced(reports: list[Report]) -> list[trace.Traced]:
-    """What each rank saw of the traced repetition; [] where there was none."""
+    """What each rank recorded of the traced repetition."""
     return [each.traced for each in reports if each.traced]
 
 
 def write_trace(attempt: Attempt, case: Case, reports: list[Report]) -> None:
-    """The trace's files; a disk that is full takes them, not the record."""
+    """Write the trace's files. On a full disk they are lost, not the record."""
     try:
         files = trace.write(attempt, case, traced(reports))
     except OSError as error:

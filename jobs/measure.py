@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from jobs import gates
 from jobs.environment import cpu_model, describe
-from jobs.profiling.balance import settled
+from jobs.profiling.balance import with_profiled_split
 from jobs.progress import CHECKING, LOADING, MEASURING, WARMING, ProgressReporter
 from jobs.prompts import RANDOM, batch_of
 from jobs.timing import Stopwatch
@@ -83,8 +83,10 @@ def prepare(
         eos_ids=tokenizer.eos_ids if tokenizer else (),
         stop_at_eos=case.stop_at_eos,
     )
-    context = batch.length + case.new_tokens
-    strategy = settled(case, weights.shape, context, world)
+    strategy = case.strategy
+    if strategy.needs_profile:
+        context = batch.length + case.new_tokens
+        strategy = with_profiled_split(case, weights.shape, context, world)
     dtype = getattr(torch, case.dtype)
     start = time.perf_counter()
     engine = parallelize(weights.shape, strategy, world, dtype, weights, progress)

@@ -1,14 +1,22 @@
 """Progress of each rank: a few integers in shared memory.
 
 A rank reports a token by one store into mapped memory, which costs the measurement nothing. The
-supervisor (`jobs.launch`) reads the board and writes heartbeat.json from it.
+supervisor (`jobs.launch`) reads the board and writes heartbeat.json from it, for `orch status`.
 """
 
+import contextlib
 import mmap
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from orchestrator.case import Case
+from orchestrator.files import write_whole
+from orchestrator.record import Heartbeat
+from orchestrator.study.files import Attempt
 
 PHASES = ("starting", "loading", "warming up", "measuring", "checking", "done")
 STARTING, LOADING, WARMING, MEASURING, CHECKING, DONE = range(len(PHASES))
@@ -115,3 +123,32 @@ class ProgressReporter:
         """Report how much of the weights is loaded."""
         self._cells[_LOADED] = 100 * done_bytes // max(total_bytes, 1)
         self._cells[_UPDATES] += 1
+
+
+def write_heartbeat(
+    attempt: Attempt, case: Case, ranks: Sequence[RankProgress], started_at: datetime
+) -> None:
+    """Replace the attempt's heartbeat by the progress of the slowest rank."""
+    slowest = min(ranks, key=lambda each: each.order)
+    beat = Heartbeat(
+        at=datetime.now(UTC),
+        phase=_phase(slowest, case),
+        done=slowest.generation * case.new_tokens + slowest.tokens,
+        total=(case.warmup + case.repeats) * case.new_tokens,
+        host=socket.gethostname(),
+        started_at=started_at,
+    )
+    # Progress is a courtesy: a disk that takes no heartbeat must not end the attempt.
+    with contextlib.suppress(OSError):
+        write_whole(attempt.heartbeat_file, beat.model_dump_json(), durable=False)
+
+
+def _phase(rank: RankProgress, case: Case) -> str:
+    name = rank.phase
+    if name == PHASES[LOADING]:
+        return f"{name} {rank.loaded_percent} %"
+    if name == PHASES[WARMING]:
+        return f"{name} {rank.generation + 1} of {case.warmup}"
+    if name == PHASES[MEASURING]:
+        return f"{name} {rank.generation - case.warmup + 1} of {case.repeats}"
+    return name

@@ -16,8 +16,14 @@ from torch import Tensor, nn
 from kernels.cache import KVCache, Step, slots_for
 from kernels.decode import DecodeState
 from kernels.engine import EngineFacts, OnToken, ignore
-from kernels.finite import last_tokens, not_finite
-from kernels.generate import Batch, Generation, NewTokens, choose
+from kernels.generate import (
+    Batch,
+    Generation,
+    NewTokens,
+    choose,
+    last_tokens,
+    not_finite,
+)
 from kernels.groups import Groups, gather_uneven
 from kernels.llama import Llama, rotary_tables
 from kernels.placement import place, split_evenly, stage_layers
@@ -130,7 +136,7 @@ class LlamaEngine(ABC):
         )
 
     def watch(self, timeline: Timeline) -> None:
-        """Tell this timeline from now on what is done when."""
+        """Report to this timeline from now on."""
         self.timeline = timeline
 
     def synchronize(self) -> None:

@@ -1,4 +1,4 @@
-"""What ranks did when, as intervals. Numbers only, no torch; `kernels.timeline` records them."""
+"""What ranks did when, as intervals. Numbers only, no torch; `jobs.tracing` records them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Span:
 
 
 def busy(spans: Iterable[Span]) -> list[Interval]:
-    """The intervals in which one rank computed: its compute spans, less what it said in them."""
+    """Return when one rank computed: its compute spans less the communication in them."""
     edges = []
     for span in spans:
         if span.kind in ("compute", "communication"):

@@ -239,13 +239,14 @@ class Parallel:
 
     @property
     def split(self) -> tuple[int, ...]:
-        """Layers of each stage; empty: what `balance` says."""
+        """Layers of each stage; empty if they are equal or to be profiled."""
         return (self._staged and self._staged.split) or ()
 
     @property
-    def balance(self) -> str:
-        """`equal` or `profiled`."""
-        return self._staged.balance if self._staged else "equal"
+    def needs_profile(self) -> bool:
+        """Whether the split follows from a profile of the layers on the devices."""
+        profiled = self._staged is not None and self._staged.balance == "profiled"
+        return profiled and self.stages > 1
 
     def with_split(self, split: tuple[int, ...]) -> Self:
         """The same with these layers for each stage."""

@@ -90,7 +90,7 @@ def forecast(case: Case, shape: ModelShape) -> Forecast:
         ranks=tuple(_rank(case, shape, rank) for rank in one_replica),
         replicas=strategy.replicas,
         budget_bytes=_budget_bytes(strategy),
-        is_balanced=strategy.balance == "profiled",
+        is_balanced=strategy.needs_profile,
     )
 
 

@@ -87,6 +87,16 @@ def test_kernels_import_nothing_of_ours() -> None:
     ] == []
 
 
+def test_kernels_hold_no_clock() -> None:
+    clocks = [
+        (module_name(file), name)
+        for file in sources("kernels")
+        for name in imported(file)
+        if name.split(".")[0] == "time"
+    ]
+    assert clocks == []
+
+
 def test_integer_modules_import_only_each_other() -> None:
     pairs = [pair for pair in arrows("kernels") if pair[0] in INTEGERS]
     assert [pair for pair in pairs if pair[1] not in INTEGERS] == []

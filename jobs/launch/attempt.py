@@ -11,14 +11,11 @@ from pathlib import Path
 from jobs.environment import describe
 from jobs.filing import deliver, kept_record, print_record
 from jobs.launch import post_mortem
-from jobs.launch.heartbeat import write_heartbeat
-from jobs.launch.job_log import JobLog, log
-from jobs.launch.limits import Limits
-from jobs.launch.oom_kills import OomKills
+from jobs.launch.evidence import JobLog, OomKills, log
 from jobs.launch.signals import Signals
 from jobs.launch.torchrun import Nodes, nodes_of, torchrun, worker_environment
-from jobs.launch.workers import Workers, run_workers
-from jobs.progress import ProgressBoard
+from jobs.launch.workers import Limits, Workers, run_workers
+from jobs.progress import ProgressBoard, write_heartbeat
 from orchestrator.case import Case
 from orchestrator.causes.finding import Finding, read_ends
 from orchestrator.checkout import ROOT
@@ -127,9 +124,7 @@ def _workers(run: RunningAttempt, board: ProgressBoard) -> Workers:
         folder=ROOT,
         log=run.attempt.log_file,
         timeout_s=run.timeout_s,
-        stall_s=run.limits.stall_s,
-        grace_s=run.limits.grace_s,
-        heartbeat_s=run.limits.heartbeat_s,
+        limits=run.limits,
         progress=board.updates,
         on_heartbeat=lambda: write_heartbeat(
             run.attempt, run.case, board.rank_progress(), run.started_at

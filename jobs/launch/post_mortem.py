@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.launch.limits import Limits
-from jobs.launch.workers import Ending
+from jobs.launch.workers import Ending, Limits
 from jobs.progress import RankProgress
 from orchestrator.causes.finding import Finding, find_cause, usual
 

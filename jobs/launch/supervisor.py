@@ -17,9 +17,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from jobs.launch.attempt import run_case
-from jobs.launch.job_log import log
-from jobs.launch.limits import Limits
+from jobs.launch.evidence import log
 from jobs.launch.signals import Signals
+from jobs.launch.workers import Limits
 from orchestrator.errors import InputError, OrchError
 from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.record import INTERRUPTED

@@ -11,15 +11,63 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Self
 
 import psutil
 
 from jobs.launch.signals import Signals
+from orchestrator.errors import InputError
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Times in seconds. A variable of the job overrides each: `ORCH_STALL_S` for `stall_s`.
+
+    A cluster profile sets such variables under `environment`.
+    """
+
+    stall_s: float = 900
+    """Without progress on any rank, before the workers are ended."""
+    collective_s: float = 600
+    """For the other ranks, within one collective."""
+    grace_s: float = 5
+    """Between SIGTERM and SIGKILL."""
+    disk_s: float = 120
+    """For a full or read-only disk to take the record."""
+    heartbeat_s: float = 5
+    """Between two heartbeats."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read the overrides.
+
+        Raises:
+            InputError: one of them is not a positive number.
+        """
+        given = {}
+        for each in fields(cls):
+            variable = f"ORCH_{each.name.upper()}"
+            if variable in environment:
+                given[each.name] = _seconds(variable, environment[variable])
+        return cls(**given)
+
+
+def _seconds(variable: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(
+            f"{variable} must be a positive number of seconds, got {text!r}; "
+            f"unset it to use the default"
+        )
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +81,12 @@ class Workers:
     log: Path
     """Their output is appended to it."""
     timeout_s: float | None = None
-    stall_s: float
-    """They are ended if `progress` returns the same value for so long."""
-    grace_s: float
-    """Between SIGTERM and SIGKILL."""
-    heartbeat_s: float = 5.0
+    """Time limit of the case, if it has one."""
+    limits: Limits
     progress: Callable[[], object] = field(default=lambda: None)
     """Returns a value that changes as long as they make progress."""
     on_heartbeat: Callable[[], None] = field(default=lambda: None)
-    """Called every `heartbeat_s`."""
+    """Called every `limits.heartbeat_s`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +114,7 @@ def run_workers(workers: Workers, signals: Signals) -> Ending:
     try:
         reason = _watch(process, workers, signals, start)
     finally:
-        survivors = end_descendants(process, workers.grace_s)
+        survivors = end_descendants(process, workers.limits.grace_s)
     return Ending(
         exit_code=process.wait() if process.poll() is not None else -signal.SIGKILL,
         elapsed_s=time.monotonic() - start,
@@ -116,13 +161,15 @@ def _watch(
             return "timeout"
         if now >= next_heartbeat:
             workers.on_heartbeat()
-            next_heartbeat = now + workers.heartbeat_s
+            next_heartbeat = now + workers.limits.heartbeat_s
         progress = workers.progress()
         if progress != seen:
             seen, seen_at = progress, now
-        elif now - seen_at >= workers.stall_s:
+        elif now - seen_at >= workers.limits.stall_s:
             return "stall"
-        signals.wait(min(next_heartbeat, deadline, seen_at + workers.stall_s) - now)
+        signals.wait(
+            min(next_heartbeat, deadline, seen_at + workers.limits.stall_s) - now
+        )
     return ""
 
 

@@ -40,14 +40,14 @@ class Found:
     memory_bytes: float
 
 
-def settled(
+def with_profiled_split(
     case: Case,
     shape: ModelShape,
     context: int,
     world: World,
     gatherer: Callable[[World], Callable[[Found], list[Found]]] = object_gatherer,
 ) -> Strategy:
-    """The case's strategy with the layers of each stage filled in. All ranks call it.
+    """Return the case's strategy with the layers of each stage from a profile. All ranks call it.
 
     Args:
         context: tokens of a sequence, prompt and new ones.
@@ -57,8 +57,6 @@ def settled(
         PartitionError: the model does not fit the devices, however it is split.
     """
     strategy = case.strategy
-    if strategy.balance == "equal" or strategy.split or strategy.stages == 1:
-        return strategy
     in_flight = strategy.in_flight or case.batch_size
     load = Load(
         dtype=case.dtype,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.tracing import flame
+from jobs.tracing.recorder import clock_offset_s, recording
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import LlamaEngine
 from kernels.pipeline.schedule import Flow, bubble, idle_share
 from kernels.spans import Span, as_events, busy, decode_window
-from kernels.timeline import clock_offset_s, watched
 from orchestrator.case import Case
 from orchestrator.record import TraceFacts
 from orchestrator.study.files import Attempt
@@ -25,7 +25,7 @@ from orchestrator.study.files import Attempt
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """What one rank saw of the traced repetition."""
+    """What one rank recorded of the traced repetition."""
 
     spans: list[Span] = field(default_factory=list)
     stacks: dict[flame.Stack, float] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class Traced:
 def repeat_traced(
     engine: LlamaEngine, batch: Batch, generation: Generation, *, with_flame: bool
 ) -> Traced:
-    """Generate once more, watched; and once again under the profiler. All ranks call it."""
+    """Generate once more, recorded; and once again under the profiler. All ranks call it."""
     world = engine.world
     everyone = world.group(range(world.size))
     offset_s = clock_offset_s(everyone, world.device)
-    with watched(engine) as timeline:
+    with recording(engine) as recorder:
         everyone.barrier()
         engine.generate(batch, generation)
         engine.synchronize()
@@ -50,18 +50,16 @@ def repeat_traced(
             lambda: engine.generate(batch, generation), world.device.type == "cuda"
         )
     everyone.close()
-    return Traced(spans=timeline.spans(offset_s), stacks=stacks)
+    return Traced(spans=recorder.spans(offset_s), stacks=stacks)
 
 
-def facts(case: Case, columns: int, traced: list[Traced]) -> TraceFacts | None:
+def facts(case: Case, columns: int, traced: list[Traced]) -> TraceFacts:
     """The idle shares of decode, and what the schedule alone would cost.
 
     Args:
         columns: of the padded prompts.
-        traced: what each rank saw; nothing where no trace was asked for.
+        traced: what each rank recorded.
     """
-    if not traced:
-        return None
     spans = [span for each in traced for span in each.spans]
     start_s, end_s = decode_window(spans)
     shares = [
@@ -90,12 +88,11 @@ def flow_of(case: Case, columns: int) -> Flow:
 
 
 def write(attempt: Attempt, case: Case, traced: list[Traced]) -> list[Path]:
-    """The trace and, where there are stacks, the flame graphs, all ranks' together and each's.
+    """Write the trace and, if there are stacks, flame graphs of all ranks together and of each.
 
-    Nothing where no trace was asked for. Raises OSError where they cannot be written.
+    Raises:
+        OSError: they cannot be written.
     """
-    if not traced:
-        return []
     spans = [span for each in traced for span in each.spans]
     facts = {"case_id": case.case_id, "ranks": len(traced)}
     text = json.dumps(as_events(spans, facts), separators=(",", ":"))

@@ -57,7 +57,7 @@ COMMUNICATION = (
     "NCCL_DEBUG=INFO tells the network in use, NCCL_SOCKET_IFNAME chooses it"
 )
 _REQUEST = "Slurm refused the request: fix it in the cluster profile or the grid"
-_WAIT = "Slurm did not take the job now: submit again in a while"
+_WAIT = "Slurm did not answer the job: `orch retry` runs it again"
 _DEVICES = "the job sees other GPUs than it needs: compare the GPU request with the case's gpus"
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -105,42 +105,16 @@ SIGNATURES: tuple[Signature, ...] = (
         r"(?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE to SIGNAL [^*]+)? \*\*\*",
         distance=CONSEQUENCE,  # srun says so too when it ends a step for one rank's error
     ),
-    # ---- Slurm refuses a job
-    *_lines(
-        "config", False, "the time limit exceeds the partition's or QOS's: lower it",
-        r"Requested time limit is invalid",
-    ),
-    *_lines(
-        "config", False, "give a QOS and an account that `sacctmgr show associations` lists",
-        r"Invalid qos specification",
-        r"Invalid account or account/partition combination",
-        r"User's group not permitted to use this partition",
-    ),
+    # ---- srun, inside the job, starts no ranks (what sbatch refuses: causes.slurm_states)
     *_lines(
         "config", False, _REQUEST,
-        r"Invalid feature specification",
-        r"[Ii]nvalid partition (?:name )?specified",
         r"Requested node configuration is not available",
-        r"Invalid generic resource \(gres\) specification",
         r"Memory required by task is not available",
-        r"Batch script contains DOS line breaks",
-        r"This does not look like a batch script",
-    ),
-    *_lines(
-        "launch", True, "a limit of the account or QOS is reached: wait, or take another QOS",
-        r"Job violates accounting/QOS policy",
-        r"sbatch: error: (?:Assoc|QOS)\w*(?:Limit|Max)",
     ),
     *_lines(
         "launch", True, _WAIT,
         r"Socket timed out on send/recv",
         r"Unable to contact slurm controller",
-        r"Slurm temporarily unable to accept job",
-        r"job submission failed: Resource temporarily unavailable",
-    ),
-    *_lines(
-        "launch", True, "the node cannot start jobs: tell the site, and exclude the node",
-        r"launch failed requeued held",
     ),
     *_lines(
         "launch", True,

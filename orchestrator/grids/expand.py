@@ -11,8 +11,14 @@ from math import prod
 from typing import Any
 
 from orchestrator.case import Case
-from orchestrator.grids.patterns import Pattern, patterns_of, refuse_idle
-from orchestrator.grids.points import Point, Value, lists_of
+from orchestrator.grids.points import (
+    Pattern,
+    Point,
+    Value,
+    lists_of,
+    patterns_of,
+    refuse_idle,
+)
 from orchestrator.grids.schema import FIELDS, GridFile
 from orchestrator.schema_errors import dotted
 from orchestrator.yaml_document import Document, Loc

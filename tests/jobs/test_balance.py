@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.profiling.balance import Found, cache_folder, settled, split_for
+from jobs.profiling.balance import Found, cache_folder, split_for, with_profiled_split
 from kernels.pipeline.layer_costs import LayerTimes, Load
 from kernels.pipeline.partition import Link, PartitionError
 from kernels.shapes import ModelShape
@@ -86,7 +86,7 @@ def test_a_profile_is_kept_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    strategy = settled(case(), SHAPE, 16, World(), gatherer_of_one)
+    strategy = with_profiled_split(case(), SHAPE, 16, World(), gatherer_of_one)
     assert len(strategy.split) == 2
     assert sum(strategy.split) == 8
     (file,) = cache_folder().glob("*.json")
@@ -95,22 +95,29 @@ def test_a_profile_is_kept_and_found_again(
     # A head as heavy as 20 layers, as if it had been measured: the kept profile is believed.
     kept["times"] = {"layer_s": 1.0, "embedding_s": 0.1, "head_s": 20.0}
     file.write_text(json.dumps(kept))
-    assert settled(case(), SHAPE, 16, World(), gatherer_of_one).split == (7, 1)
+    assert with_profiled_split(case(), SHAPE, 16, World(), gatherer_of_one).split == (
+        7,
+        1,
+    )
     file.write_text("{")
-    again = settled(case(), SHAPE, 16, World(), gatherer_of_one)
+    again = with_profiled_split(case(), SHAPE, 16, World(), gatherer_of_one)
     assert sum(again.split) == 8
     assert json.loads(file.read_text())["times"]["layer_s"] != 1.0
 
 
-def test_a_case_that_needs_no_profile_makes_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelParallel(degree=2),
+        ModelParallel(degree=2, split=(3, 5)),
+        ModelParallel(degree=1, balance="profiled"),
+    ],
+)
+def test_only_a_profiled_split_of_several_stages_needs_a_profile(
+    model: ModelParallel,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    equal = Parallel(model=ModelParallel(degree=2))
-    assert (
-        settled(case(strategy=equal), SHAPE, 16, World(), gatherer_of_one).split == ()
-    )
-    assert not cache_folder().exists()
+    assert case().strategy.needs_profile
+    assert not Parallel(model=model).needs_profile
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_does_no_harm(
@@ -118,5 +125,7 @@ def test_a_cache_that_cannot_be_written_is_told_and_does_no_harm(
 ) -> None:
     (tmp_path / "orch").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sum(settled(case(), SHAPE, 16, World(), gatherer_of_one).split) == 8
+    assert (
+        sum(with_profiled_split(case(), SHAPE, 16, World(), gatherer_of_one).split) == 8
+    )
     assert "the profile is not kept" in capsys.readouterr().err

@@ -15,8 +15,7 @@ from jobs import gates
 from jobs.bench import LoadingLine, compose, read_case
 from jobs.measure import Report, Work, measure, prepare
 from jobs.progress import ProgressBoard
-from kernels.finite import last_tokens, not_finite
-from kernels.generate import NOTHING, Batch
+from kernels.generate import NOTHING, Batch, last_tokens, not_finite
 from kernels.shapes import ModelShape
 from kernels.strategies import Parallel, PipelineParallel, Single
 from kernels.world import World
@@ -85,6 +84,8 @@ def test_with_an_attempt_it_files_the_record_there(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     record = read_record((attempt / "record.json").read_text(), "record")
     assert (record.status, record.attempt) == ("ok", 3)
+    assert record.trace is None
+    assert [file.name for file in attempt.iterdir()] == ["record.json"]
 
 
 @pytest.mark.parametrize(

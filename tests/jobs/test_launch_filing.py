@@ -11,16 +11,19 @@ import pytest
 
 from jobs.filing import deliver, file_or_keep, kept_record, print_record
 from jobs.launch import post_mortem
-from jobs.launch.heartbeat import write_heartbeat
-from jobs.launch.job_log import JobLog
-from jobs.launch.limits import Limits
-from jobs.launch.oom_kills import OomKills
+from jobs.launch.evidence import JobLog, OomKills
 from jobs.launch.post_mortem import Symptoms
 from jobs.launch.signals import Signals
 from jobs.launch.supervisor import is_done, main
 from jobs.launch.torchrun import nodes_of
-from jobs.launch.workers import Ending
-from jobs.progress import LOADING, MEASURING, WARMING, ProgressBoard
+from jobs.launch.workers import Ending, Limits
+from jobs.progress import (
+    LOADING,
+    MEASURING,
+    WARMING,
+    ProgressBoard,
+    write_heartbeat,
+)
 from kernels.shapes import ModelShape
 from kernels.strategies import Parallel, TensorParallel
 from orchestrator.case import Case

@@ -20,10 +20,10 @@ SUPERVISOR = """
 import dataclasses, json, sys
 from pathlib import Path
 from jobs.launch.signals import Signals
-from jobs.launch.workers import Workers, run_workers
+from jobs.launch.workers import Limits, Workers, run_workers
 
 folder, options, *command = sys.argv[1:]
-folder = Path(folder)
+folder, options = Path(folder), json.loads(options)
 progress = folder / "progress"
 with Signals() as signals:
     ending = run_workers(
@@ -31,7 +31,8 @@ with Signals() as signals:
             command=command, environment={"PATH": "/usr/bin:/bin"}, folder=folder,
             log=folder / "log", on_heartbeat=lambda: (folder / "beat").touch(),
             progress=lambda: progress.read_text() if progress.exists() else "",
-            **({"stall_s": 60, "grace_s": 0.5, "heartbeat_s": 0.1} | json.loads(options)),
+            timeout_s=options.pop("timeout_s", None),
+            limits=Limits(**({"stall_s": 60, "grace_s": 0.5, "heartbeat_s": 0.1} | options)),
         ),
         signals,
     )

@@ -84,13 +84,6 @@ def test_a_pipeline_s_facts_hold_what_its_schedule_costs() -> None:
     assert facts.schedule_idle_share == pytest.approx(1 / 5)
 
 
-def test_a_case_without_a_trace_has_no_facts_and_no_files(tmp_path: Path) -> None:
-    attempt = Attempt("x", 1, tmp_path)
-    assert trace.facts(a_case(), 8, []) is None
-    assert trace.write(attempt, a_case(), []) == []
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_trace_and_flame_graphs_are_written_for_all_ranks(tmp_path: Path) -> None:
     attempt = Attempt("x", 1, tmp_path)
     traced = [Traced(spans=each.spans, stacks=STACKS) for each in TURNS]

@@ -30,7 +30,7 @@ def test_nothing_is_noted_where_nobody_watches() -> None:
     OFF.at(3, 1)
     with OFF.span("compute", "layer", 2):
         pass
-    assert OFF.spans() == []
+    assert not vars(OFF)
 
 
 @pytest.mark.alone

@@ -28,6 +28,7 @@ from answers import (
 )
 from ranks import Ranks
 
+from jobs.tracing.recorder import recording
 from kernels import memory
 from kernels.generate import Batch, Generation
 from kernels.offload.disk_reader import ReadError
@@ -44,7 +45,6 @@ from kernels.strategies import (
     TensorParallel,
     ZeroOffload,
 )
-from kernels.timeline import watched
 from kernels.world import World
 from kernels.zero_offload import OffloadEngine
 
@@ -232,7 +232,7 @@ def test_an_engine_says_where_its_weights_wait_and_how_they_are_read() -> None:
 @pytest.mark.parametrize("source", ["host", "disk"])
 def test_a_trace_shows_each_copy_of_each_token(source: str) -> None:
     offloads = engine(offload(source=source))
-    with watched(offloads) as timeline:
+    with recording(offloads) as timeline:
         offloads.generate(batch_of(4), Generation(new_tokens=3))
     spans = timeline.spans()
     offloads.close()
@@ -252,7 +252,7 @@ def test_a_trace_shows_keys_and_values_that_travel(checked: bool) -> None:
     offloads.generate(batch_of(4), Generation(new_tokens=3))
     if checked:
         offloads.logits(batch_of(4))
-    with watched(offloads) as timeline:
+    with recording(offloads) as timeline:
         offloads.generate(batch_of(4), Generation(new_tokens=3))
     names = [span.name for span in timeline.spans() if span.layer == 1]
     offloads.close()

@@ -8,14 +8,14 @@ from answers import SHAPES, batch_of, random_weights
 from piped import build
 from torch import Tensor, nn
 
-from kernels import timeline
+from jobs.tracing import recorder
+from jobs.tracing.recorder import clock_offset_s, recording
 from kernels.cache import Step
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import LlamaEngine
 from kernels.parallelize import parallelize
 from kernels.spans import Span, busy
 from kernels.strategies import Strategy
-from kernels.timeline import clock_offset_s, watched
 from kernels.world import World
 
 
@@ -46,7 +46,7 @@ def sleeping(
         batch, Generation(new_tokens=2)
     )  # connections are made at first use
     next(iter(sleepers.values())).seconds = stage_s
-    with watched(engine) as seen:
+    with recording(engine) as seen:
         _meet(engine)
         engine.generate(batch, Generation(new_tokens=new_tokens))
     engine.close()
@@ -64,7 +64,7 @@ def watched_and_not(
     engine = build(world, shape, strategy)
     generation = Generation(new_tokens=4)
     ids = engine.generate(batch_of(4), generation)
-    with watched(engine) as seen:
+    with recording(engine) as seen:
         again = engine.generate(batch_of(4), generation)
     spans = seen.spans()
     engine.generate(batch_of(4), generation)
@@ -77,15 +77,15 @@ def watched_and_not(
 def offset_of_shifted_clock(world: World, shift_s: float) -> float:
     """The offset that is found where the clocks of all but the first rank are ahead."""
     everyone = world.group(range(world.size))
-    true_time = timeline.time
+    true_time = recorder.time
     shifted = shift_s if world.rank else 0.0
-    timeline.time = SimpleNamespace(  # type: ignore[assignment]
+    recorder.time = SimpleNamespace(  # type: ignore[assignment]
         perf_counter=lambda: time.perf_counter() + shifted
     )
     try:
         return clock_offset_s(everyone, world.device)
     finally:
-        timeline.time = true_time
+        recorder.time = true_time
         everyone.close()
 
 

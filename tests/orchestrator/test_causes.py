@@ -98,23 +98,19 @@ LINES = [
         True,
     ),
     (
-        "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or "
-        "exceeds some limit)",
+        "srun: error: Unable to create step for job 17: Requested node configuration is not "
+        "available",
         "config",
         False,
     ),
-    ("sbatch: error: invalid partition specified: gpuu", "config", False),
-    ("sbatch: error: Batch job submission failed: Invalid qos specification", "config", False),
     (
-        "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job "
-        "submit limit, user's size and/or time limits)",
-        "launch",
-        True,
+        "srun: error: Unable to create step for job 17: Memory required by task is not available",
+        "config",
+        False,
     ),
-    ("sbatch: error: QOSMaxSubmitJobPerUserLimit", "launch", True),
     (
-        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect "
-        "failure)",
+        "srun: error: Unable to create step for job 17: Unable to contact slurm controller "
+        "(connect failure)",
         "launch",
         True,
     ),

@@ -210,6 +210,10 @@ def test_a_refusal_has_a_way_out() -> None:
     assert "case_time" in way_out(
         "Requested time limit is invalid (missing or exceeds some limit)"
     )
+    assert "sinfo -s" in way_out("invalid partition specified: gpuu")
+    assert "another QOS" in way_out(
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    )
     assert "orch doctor" in way_out("something nobody has seen")
 
 
