@@ -178,7 +178,7 @@ def misfit(
             is not known.
         host_memory_bytes: main memory of a node that the case has; None: not known.
         device: what a device is called.
-        nodes: over which the ranks are strategy, equally many on each.
+        nodes: of the job, with equally many ranks on each.
     """
     if need.budget_bytes and need.device_bytes > need.budget_bytes:
         needed, allowed = _gib(need.device_bytes, need.budget_bytes)

@@ -65,6 +65,9 @@ class Runner(Protocol):
     name: str
     """`local` or `slurm`, as in the ledger."""
 
+    def misfit(self, case: Case) -> str | None:
+        """Why the case cannot fit there, however long it waits; None where it may."""
+
     def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
         """Group cases into jobs and batches. Writes and starts nothing."""
 

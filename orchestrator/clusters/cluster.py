@@ -107,6 +107,11 @@ class Cluster(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind == "local":
+            if self.cases_per_job > 1:
+                raise ValueError(
+                    f"cases_per_job is for Slurm, got {self.cases_per_job}: on this machine one "
+                    f"job runs all cases in turn; leave it out"
+                )
             return self
         if not self.devices or not self.routes:
             raise ValueError("a slurm cluster needs devices and routes")
@@ -123,23 +128,17 @@ class Cluster(BaseModel):
                     )
         return self
 
+    # For Slurm; a local profile names no devices, `orchestrator.local` looks at the machine.
+
     def nodes(self, gpus: int) -> int:
         """Nodes that so many ranks take: the fewest that hold them in equal numbers."""
-        if self.kind == "local":
-            return 1
         per_node = self.devices[self.device or ""].per_node
         fewest = -(-gpus // per_node)
         return next(nodes for nodes in range(fewest, gpus + 1) if gpus % nodes == 0)
 
-    def device_memory_bytes(self, case: Case) -> int | None:
-        """Memory that one rank of `case` has for weights, cache and activations."""
-        if self.kind == "local":
-            from orchestrator.clusters.hardware import (
-                gpu_memory_bytes,
-                host_memory_bytes,
-            )
-
-            return gpu_memory_bytes() or host_memory_bytes() // case.gpus
+    @property
+    def device_memory_bytes(self) -> int | None:
+        """Memory that one rank has for weights, cache and activations."""
         device = self.devices[self.device or ""]
         return device.memory_bytes if device.is_gpu else device.host_memory_bytes
 
@@ -148,19 +147,13 @@ class Cluster(BaseModel):
 
         A job asks for its ranks' share; for all of the node's where weights wait there.
         """
-        if self.kind == "local":
-            from orchestrator.clusters.hardware import host_memory_bytes
-
-            return host_memory_bytes()
         device = self.devices[self.device or ""]
         ranks = device.per_node if device.is_gpu else min(case.gpus, device.per_node)
         return device.host_memory_bytes * ranks
 
     def unsuitable(self, case: Case) -> str | None:
         """Why `case` cannot run on this cluster's device at all, or None."""
-        if self.kind == "local" or self.device is None:
-            return None
-        device = self.devices[self.device]
+        device = self.devices[self.device or ""]
         if case.gpus > 1 and not device.peers:
             return (
                 f"devices of type {self.device} cannot talk to each other: {case.gpus} ranks "

@@ -1,15 +1,12 @@
-"""Runs jobs on this machine, one at a time, through submitit's local executor.
+"""Runs jobs on this machine, one at a time.
 
-    orch submit ─ local_job start ─ submitit's controller ─ local_job turn ⇒ jobs.launch
-                  (a session of its own: closing the terminal or Ctrl-C does not reach it)
-
-`turn` waits for the machine-wide lock, so that no two jobs measure beside each other, and then
-becomes `jobs.launch` by exec: its process, known by number and start time, is the job's life.
+A job is a process in a session of its own, which no closed terminal and no Ctrl-C reaches. It
+waits for the machine-wide lock, so that no two jobs measure beside each other, and then becomes
+`jobs.launch` by exec: its number and start time are the job's for life.
 """
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -22,20 +19,25 @@ from pathlib import Path
 from orchestrator.case import Case
 from orchestrator.checkout import checkout
 from orchestrator.clusters.cluster import Cluster
+from orchestrator.clusters.hardware import gpu_memory_bytes, host_memory_bytes
 from orchestrator.errors import OrchError
+from orchestrator.files import write_whole
+from orchestrator.forecast import forecast, misfit
 from orchestrator.job_spec import JobSpec
+from orchestrator.models import shape_of
 from orchestrator.processes import is_running, still_runs
 from orchestrator.runner import JobBatch, JobState
-from orchestrator.study.files import Study, write_whole
+from orchestrator.study.files import Study
 from orchestrator.study.ledger import Submission
 
-CONTROLLER = "controller.json"
 TURN = "turn.json"
+LOG = "job.log"
+_PROGRAM = "orchestrator.local.turn"
 
 
 @dataclass(frozen=True)
-class Life:
-    """One process of a local job, as it noted itself."""
+class Turn:
+    """The process of a local job, as it noted itself."""
 
     host: str
     pid: int
@@ -57,10 +59,10 @@ class Life:
         return still_runs(self.pid, self.started)
 
 
-def read_life(file: Path) -> Life | None:
-    """The note in `file`; None where there is none yet."""
+def read_turn(folder: Path) -> Turn | None:
+    """The note of the job in `folder`; None if there is none yet."""
     try:
-        return Life(**json.loads(file.read_text(encoding="utf-8")))
+        return Turn(**json.loads((folder / TURN).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -72,6 +74,15 @@ class LocalRunner:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+
+    def misfit(self, case: Case) -> str | None:
+        gpu_bytes, host_bytes = gpu_memory_bytes(), host_memory_bytes()
+        return misfit(
+            forecast(case, shape_of(case)),
+            gpu_bytes or host_bytes // case.gpus,
+            host_bytes,
+            device="GPU" if gpu_bytes else "worker",
+        )
 
     def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
         # One job with all cases: nothing is gained by several, which would run in turn too.
@@ -110,66 +121,56 @@ class LocalRunner:
     def cancel(self, study: Study, job_ids: Iterable[str]) -> None:
         # SIGTERM: the supervisor then files a record for the case it is working on.
         for job_id in job_ids:
-            folder = study.job_dir(job_id)
-            for life in (read_life(folder / TURN), read_life(folder / CONTROLLER)):
-                if life is None:
-                    continue
-                if not life.is_here:
-                    raise OrchError(
-                        f"job {job_id} runs on {life.host}: cancel it there"
-                    )
-                if life.runs:
-                    os.kill(life.pid, signal.SIGTERM)
-                    break
+            turn = read_turn(study.job_dir(job_id))
+            if turn is not None and not turn.is_here:
+                raise OrchError(f"job {job_id} runs on {turn.host}: cancel it there")
+            if turn is not None and turn.runs:
+                os.kill(turn.pid, signal.SIGTERM)
 
 
 def _start(spec: Path) -> None:
-    log = spec.parent / "start.log"
+    """Start the job and wait until it has noted itself."""
+    log = spec.parent / LOG
     with log.open("ab") as stream:
-        run = subprocess.run(
-            [sys.executable, "-m", "orchestrator.local.job", "start", str(spec)],
-            cwd=checkout(), env=with_checkout(os.environ),
+        process = subprocess.Popen(
+            [sys.executable, "-m", _PROGRAM, str(spec)],
+            cwd=checkout(), env=_with_checkout(os.environ),
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
             start_new_session=True,
         )  # fmt: skip
-    if run.returncode and not _was_started(spec.parent):
-        raise OrchError(f"the local job did not start; {log} says why")
+    while read_turn(spec.parent) is None:
+        if process.poll() is not None:
+            raise OrchError(f"the local job did not start; {log} says why")
+        time.sleep(0.02)
 
 
-def with_checkout(environment: Mapping[str, str]) -> dict[str, str]:
+def _with_checkout(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment with the checkout first on Python's path."""
     path = [str(checkout()), environment.get("PYTHONPATH", "")]
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def _was_started(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (CONTROLLER, TURN)) or _starts(
-        folder
-    )
+    return (folder / TURN).exists() or _starts(folder)
 
 
 def _starts(folder: Path) -> bool:
-    """Whether a process that has not noted itself yet is at work on the job."""
-    return any(
-        is_running("-m", module, str(argument))
-        for module, argument in (
-            ("orchestrator.local.job", folder / "job-0.json"),
-            ("submitit.local._local", folder),
-            ("submitit.core._submit", folder),
-        )
-    )
+    """Whether its process is there and has not noted itself yet."""
+    return is_running("-m", _PROGRAM, str(folder / "job-0.json"))
 
 
 def _state(folder: Path) -> JobState:
-    turn, controller = read_life(folder / TURN), read_life(folder / CONTROLLER)
-    for life in (turn, controller):
-        if life is not None and not life.is_here:
-            return JobState(
-                state="unknown",
-                reason=f"it was started on {life.host}: ask there, or remove {folder} if that "
-                f"host is gone for good",
-            )
-    if turn is not None and turn.runs:
+    turn = read_turn(folder)
+    if turn is None:
+        if _starts(folder):
+            return JobState(state="pending", reason="starting")
+    elif not turn.is_here:
+        return JobState(
+            state="unknown",
+            reason=f"it was started on {turn.host}: ask there, or remove {folder} if that "
+            f"host is gone for good",
+        )
+    elif turn.runs:
         waits = turn.state == "waiting"
         return JobState(
             state="pending" if waits else "running",
@@ -177,26 +178,16 @@ def _state(folder: Path) -> JobState:
             elapsed_s=max(0.0, time.time() - turn.since),
             hosts=turn.host,
         )
-    starting = controller.runs if controller else _starts(folder)
-    if starting and turn is None:
-        return JobState(state="pending", reason="starting")
-    return JobState(state="ended", reason=_last_words(folder))
+    return JobState(state="ended", reason=_last_words(folder / LOG))
 
 
-def _last_words(folder: Path) -> str:
-    """The last line its processes wrote, for a job that left no record."""
-    for log in sorted(folder.glob("*_log.err")):
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        if said:
-            return f"{_telling(said)[:300]} ({log})"
-    return f"see {folder}"
-
-
-_ENDED = re.compile(r"CalledProcessError: .* (died with|returned non-zero) (.+)\.$")
-
-
-def _telling(said: list[str]) -> str:
-    # submitit's log has how the process ended above a copy of what it wrote, or of nothing.
-    found = next(filter(None, map(_ENDED.search, said)), None)
-    return said[-1] if found is None else f"its process {found[1]} {found[2]}"
+def _last_words(log: Path) -> str:
+    """The last line that a job wrote which left no record."""
+    gone = "its process is gone: killed, or this machine was restarted"
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return gone
+    return (
+        f"{gone}; last words: {text.splitlines()[-1][:300]} ({log})" if text else gone
+    )

@@ -17,7 +17,9 @@ from pathlib import Path
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.errors import InputError, OrchError
+from orchestrator.forecast import forecast, misfit
 from orchestrator.job_spec import JobSpec
+from orchestrator.models import shape_of
 from orchestrator.runner import JobBatch, JobState, Unanswered
 from orchestrator.slurm import query as slurm_query
 from orchestrator.slurm.answers import LastAnswer, job_state
@@ -39,6 +41,16 @@ class SlurmRunner:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+
+    def misfit(self, case: Case) -> str | None:
+        cluster = self.cluster
+        return cluster.unsuitable(case) or misfit(
+            forecast(case, shape_of(case)),
+            cluster.device_memory_bytes,
+            cluster.host_memory_bytes(case),
+            device="GPU" if cluster.devices[cluster.device or ""].is_gpu else "worker",
+            nodes=cluster.nodes(case.gpus),
+        )
 
     def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
         # Cases that ask for the same go out as one array, in the order of their first.

@@ -8,10 +8,7 @@ from pathlib import Path
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import Cluster, load_cluster
 from orchestrator.clusters.detect import detect
-from orchestrator.clusters.hardware import gpu_memory_bytes
-from orchestrator.forecast import forecast, misfit
 from orchestrator.grids.grid import Grid, load_grid, names_a_file
-from orchestrator.models import shape_of
 from orchestrator.runner import Runner
 from orchestrator.study.case_status import MISSING, CaseStatus, case_statuses
 from orchestrator.study.files import Study
@@ -104,33 +101,13 @@ def plan(target: Target, ledger: Ledger, runner_of: RunnerOf = runner_of) -> Pla
         for case_id, case in cases.items()
         if statuses[case_id].status in MISSING | {"pruned"}
     ]
-    pruned = _cannot_fit(target.cluster, missing)
+    pruned = {
+        case.case_id: reason
+        for case in missing
+        if (reason := target.runner.misfit(case))
+    }
     todo = tuple(case for case in missing if case.case_id not in pruned)
     return Plan(statuses, pruned, todo, len(known - cases.keys()))
-
-
-def _cannot_fit(cluster: Cluster, cases: list[Case]) -> dict[str, str]:
-    reasons = {case.case_id: _misfit(cluster, case) for case in cases}
-    return {case_id: reason for case_id, reason in reasons.items() if reason}
-
-
-def _misfit(cluster: Cluster, case: Case) -> str | None:
-    unsuitable = cluster.unsuitable(case)
-    if unsuitable:
-        return unsuitable
-    return misfit(
-        forecast(case, shape_of(case)),
-        cluster.device_memory_bytes(case),
-        cluster.host_memory_bytes(case),
-        device="GPU" if _has_gpus(cluster) else "worker",
-        nodes=cluster.nodes(case.gpus),
-    )
-
-
-def _has_gpus(cluster: Cluster) -> bool:
-    if cluster.kind == "local":
-        return gpu_memory_bytes() is not None
-    return cluster.devices[cluster.device or ""].is_gpu
 
 
 def file_plan(target: Target, plan: Plan) -> None:

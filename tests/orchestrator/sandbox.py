@@ -1,6 +1,6 @@
 """A copy of the checkout in which jobs.launch is the quick one, and `orch` in it as a process.
 
-What is tested is all real: the command line, the ledger, the lock, submitit, its processes. Only
+What is tested is all real: the command line, the ledger, the lock, the processes. Only
 what a job works through is replaced, so that a test takes seconds.
 """
 

@@ -160,7 +160,7 @@ def test_what_the_scheduler_proves_of_a_lost_job_is_its_cause(study: Study) -> N
 def test_what_orch_cancel_ended_is_said_to_be_cancelled(study: Study) -> None:
     submitted(study)
     LedgerWriter(study.ledger_file).cancel("key", ["j"])
-    found = stands(study, job("ended", reason="some words of submitit"))
+    found = stands(study, job("ended", reason="some last words"))
     assert (found.status, found.cause) == ("lost", "cancelled")
     assert found.evidence == ("`orch cancel` ended its job",)
     assert found.retryable

@@ -112,7 +112,7 @@ def test_a_qos_that_is_not_for_everyone_is_taken_only_when_named() -> None:
 
 def test_memory_is_that_of_the_device_and_what_a_node_can_give() -> None:
     profile = load_cluster("sol")
-    assert profile.device_memory_bytes(case_of(2)) == 79 * GIB
+    assert profile.device_memory_bytes == 79 * GIB
     assert profile.host_memory_bytes(case_of(2)) == 480 * GIB
     assert profile.host_memory_bytes(case_of(8)) == 480 * GIB
 
@@ -136,15 +136,12 @@ def test_weights_that_wait_in_main_memory_ask_for_more_than_the_share_of_a_gpu()
 
 def test_ranks_on_cores_share_the_memory_they_ask_for() -> None:
     profile = load_cluster("sol", {"device": "cpu"})
-    assert profile.device_memory_bytes(case_of(2)) == 30 * GIB
+    assert profile.device_memory_bytes == 30 * GIB
 
 
-def test_the_local_cluster_has_this_machines_memory() -> None:
-    local = load_cluster("local")
-    one, two = (local.device_memory_bytes(case_of(gpus)) for gpus in (1, 2))
-    assert one is not None
-    assert two is not None
-    assert 0 < two <= one
+def test_cases_per_job_is_refused_where_one_job_runs_them_all() -> None:
+    with pytest.raises(InputError, match="cases_per_job is for Slurm, got 4"):
+        load_cluster("local", {"cases_per_job": 4})
 
 
 def test_a_users_file_changes_a_profile_a_little(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.clusters import hardware
+from orchestrator.local import runner as local_runner
 from orchestrator.study.ledger import read_ledger
 from orchestrator.submission.plan import Plan, Request, Target, plan, read_target
 
@@ -65,8 +65,8 @@ def test_main_memory_is_compared_node_by_node(tmp_path: Path) -> None:
 def test_this_machine_has_workers_where_it_has_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: int | None, word: str
 ) -> None:
-    monkeypatch.setattr(hardware, "gpu_memories_bytes", lambda: (gpu,) if gpu else ())
-    monkeypatch.setattr(hardware, "host_memory_bytes", lambda: 16 * GIB)
+    monkeypatch.setattr(local_runner, "gpu_memory_bytes", lambda: gpu)
+    monkeypatch.setattr(local_runner, "host_memory_bytes", lambda: 16 * GIB)
     (reason,) = reasons(tmp_path, "{strategy: single, gpus: 1}", "local")
     assert f"on each {word}, it has" in (reason or "")
 
