@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.case import Case
 from orchestrator.clusters.cluster import load_cluster
 from orchestrator.commands.submit import submit_target
 from orchestrator.grids.grid import Grid
@@ -36,6 +37,9 @@ class ForkRunner:
     """Two jobs per submission, forked, one at a time; a job is known by a file it makes."""
 
     name = "fork"
+
+    def misfit(self, _case: Case) -> str | None:
+        return None
 
     def batches(self, cases: Sequence[object]) -> list[JobBatch]:
         jobs = tuple(filter(None, (tuple(cases[:1]), tuple(cases[1:]))))
