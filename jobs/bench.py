@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_case(file: Path) -> Case:
-    """The case in a file.
+    """Return the case in a file.
 
     Raises:
         InputError: there is none.
@@ -120,7 +120,7 @@ def compose(
     started_at: datetime,
     cluster: str = "",
 ) -> Record:
-    """The record of what all ranks report: ok, or invalid with the reasons."""
+    """Return the record of what all ranks report: ok, or invalid with the reasons."""
     problems = [
         f"rank {rank}: {problem}"
         for rank, report in enumerate(reports)
@@ -159,7 +159,7 @@ def _trace_facts(work: Work, reports: list[Report]) -> TraceFacts | None:
 
 
 def traced(reports: list[Report]) -> list[trace.Traced]:
-    """What each rank recorded of the traced repetition."""
+    """Return what each rank recorded of the traced repetition."""
     return [each.traced for each in reports if each.traced]
 
 

@@ -74,7 +74,7 @@ def this_host() -> Host:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, as the kernel has it."""
+    """Return the processor's name, as the kernel has it."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -84,7 +84,7 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs that the job sees, by nvidia-smi; [] without it."""
+    """Return the GPUs that the job sees, by nvidia-smi; [] without it."""
     query = f"--query-gpu={','.join(_GPU_FIELDS.values())}"
     said = _said(["nvidia-smi", query, "--format=csv,noheader,nounits"])
     rows = csv.reader((said or "").splitlines(), skipinitialspace=True)
@@ -133,7 +133,7 @@ def software() -> Software:
 
 
 def code(checkout: Path = ROOT) -> Code:
-    """Which code ran."""
+    """Return which code ran."""
     commit = changes = None
     top = _git(checkout, "rev-parse", "--show-toplevel")
     if top is not None and Path(top.decode().strip()) == checkout.resolve():
@@ -174,7 +174,7 @@ def _add_file(digest: "hashlib._Hash", folder: Path, name: str) -> None:
 
 
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that change how fast a model runs."""
+    """Return the variables that change how fast a model runs."""
     return {
         name: value
         for name, value in sorted(environment.items())
@@ -183,7 +183,7 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """The job's numbers and share, by Slurm's names in small letters; {} outside a job."""
+    """Return the job's numbers and share, by Slurm's names in small letters; {} outside a job."""
     return {
         name.lower(): environment[f"SLURM_{name}"]
         for name in _SLURM
@@ -192,7 +192,7 @@ def slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def with_torch(found: Software) -> Software:
-    """The software with how torch was built and is set; for a process that has it loaded."""
+    """Return the software with how torch was built and is set; for a process that has it loaded."""
     import torch
 
     update: dict[str, Any] = {
@@ -222,7 +222,7 @@ def _said(command: Sequence[str]) -> str | None:
 
 
 def _output(command: Sequence[str], environment: Mapping[str, str]) -> bytes | None:
-    """What a command prints; None where it is not there, fails, or takes long."""
+    """Return what a command prints; None if it is not there, fails, or takes long."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -78,7 +78,7 @@ def _keep(record: Record, attempt: Attempt, folder: Path | None) -> bool:
 
 
 def kept_record(folder: Path, attempt: Attempt) -> Record | None:
-    """The record that rank 0 kept in `folder`, or None."""
+    """Return the record that rank 0 kept in `folder`, or None."""
     file = folder / attempt.record_file.name
     try:
         return read_record(file.read_text(encoding="utf-8"), str(file))

@@ -16,12 +16,12 @@ def digest(ids_BN: Tensor) -> str:
 
 
 def output_tokens(ids_BN: Tensor) -> int:
-    """Tokens generated over all sequences, none counted after an end token."""
+    """Return tokens generated over all sequences, none counted after an end token."""
     return int((ids_BN != NOTHING).sum())
 
 
 def check_ids(ids_BN: Tensor, case: Case, vocab_size: int) -> list[str]:
-    """Ids must be as many as asked for, and of the vocabulary."""
+    """Check that ids are as many as asked for, and of the vocabulary. Return what is wrong."""
     rows = case.strategy.sequences(case.batch_size)
     wanted = f"{rows} rows of {case.new_tokens} tokens"
     shape = "×".join(map(str, ids_BN.shape))
@@ -43,7 +43,7 @@ def check_ids(ids_BN: Tensor, case: Case, vocab_size: int) -> list[str]:
 
 
 def check_times(times: Sequence[float], case: Case, had_rows: bool) -> list[str]:
-    """A rank that had rows must have marked every token, and the first must have taken time."""
+    """Check that a rank with rows marked every token, and that the first one took time."""
     fewest = 0 if not had_rows else 1 if case.stop_at_eos else case.new_tokens
     if not fewest <= len(times) <= case.new_tokens:
         return [f"{len(times)} of {case.new_tokens} tokens were timed"]
@@ -53,7 +53,7 @@ def check_times(times: Sequence[float], case: Case, had_rows: bool) -> list[str]
 
 
 def check_repeats(digests: Sequence[str]) -> list[str]:
-    """The same prompts and seed must give the same ids each time."""
+    """Check that the same prompts and seed gave the same ids each time."""
     kinds = len(set(digests))
     if kinds > 1:
         return [f"{len(digests)} repeats of the same work gave {kinds} different texts"]
@@ -61,7 +61,7 @@ def check_repeats(digests: Sequence[str]) -> list[str]:
 
 
 def check_ranks(digests: Sequence[Sequence[str]]) -> list[str]:
-    """Every rank must hold the same ids; `digests` are each rank's."""
+    """Check that every rank holds the same ids; `digests` are each rank's."""
     differing = [rank for rank, each in enumerate(digests) if each != digests[0]]
     if differing:
         return [f"ranks disagree on the ids: {differing} differ from rank 0"]

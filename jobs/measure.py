@@ -118,7 +118,7 @@ def _weights(case: Case) -> Weights:
 
 
 def _tokenizer(case: Case) -> Tokenizer | None:
-    """The model's, where the case needs one: to read a file's prompts or to know the end."""
+    """Load the model's tokenizer if the case needs one: for a file's prompts or the end token."""
     if case.path is None or (case.prompts == RANDOM and not case.stop_at_eos):
         return None
     return load_tokenizer(local_path(case.path))
@@ -173,7 +173,7 @@ def _problems(
 
 
 def rank_facts(work: Work) -> RankFacts:
-    """What this rank held, so far."""
+    """Return what this rank held, so far."""
     device = work.world.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

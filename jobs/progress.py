@@ -71,7 +71,7 @@ class ProgressBoard:
         return cls(_mapped(folder))
 
     def reporter(self, rank: int) -> "ProgressReporter":
-        """What the rank reports through."""
+        """Return the reporter of a rank."""
         return ProgressReporter(self._cells[rank * _FIELDS : (rank + 1) * _FIELDS])
 
     def updates(self) -> int:

@@ -103,7 +103,7 @@ class Stopwatch:
         self._listener = listener
 
     def time(self, work: Callable[[OnToken], Result]) -> tuple[Result, list[float]]:
-        """What `work` gives, and the seconds from the start to each token it marked."""
+        """Return what `work` gives, and the seconds from the start to each token it marked."""
         marks = self._new_marks()
         listener = self._listener
 

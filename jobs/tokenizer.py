@@ -41,17 +41,17 @@ class Tokenizer(Protocol):
 
     @property
     def bos_id(self) -> int | None:
-        """Begin token; None where the model knows none (Qwen)."""
+        """Begin token; None if the model knows none (Qwen)."""
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Any of these ends a sequence."""
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of the text, after exactly one begin token if `bos` and the model has one."""
+        """Return the ids of the text, after one begin token if `bos` and the model has one."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a whole sequence, without control tokens.
+        """Return the text of a whole sequence, without control tokens.
 
         Negative ids (nothing) and special ones are left out; ids that only the model's padded
         rows have show as U+FFFD.
@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer in `folder`, or one level up, where Meta puts it.
+    """Return the tokenizer in `folder`, or one level up, where Meta puts it.
 
     Raises:
         TokenizerError: there is none, it cannot be read, or an optional package is missing.
@@ -95,12 +95,12 @@ class SentencePieceTokenizer:
         self.eos_ids = eos_ids or ((end,) if end >= 0 else ())
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of the text, after the begin token if `bos`."""
+        """Return the ids of the text, after the begin token if `bos`."""
         ids: list[int] = self._model.encode(_valid(text))
         return _begun(self.bos_id, bos, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a whole sequence, without control tokens."""
+        """Return the text of a whole sequence, without control tokens."""
         # By piece: an unknown piece stands for itself, while an unknown id is an error.
         pieces = [
             self._model.id_to_piece(i) if i < self.vocab_size else _UNKNOWN
@@ -130,12 +130,12 @@ class TiktokenTokenizer:
         self.eos_ids = tuple(len(ranks) + end for end in _LLAMA_3_ENDS)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of the text, after the begin token if `bos`."""
+        """Return the ids of the text, after the begin token if `bos`."""
         ids: list[int] = self._model.encode_ordinary(_valid(text))
         return _begun(self.bos_id, bos, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a whole sequence, without control tokens."""
+        """Return the text of a whole sequence, without control tokens."""
         pieces = [
             self._model.decode_single_token_bytes(i)
             if i < self._first_special
@@ -169,12 +169,12 @@ class HfTokenizer:
         self.bos_id = None if first in self.eos_ids else first
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of the text, after the begin token if `bos` and there is one."""
+        """Return the ids of the text, after the begin token if `bos` and there is one."""
         ids = self._model.encode(_valid(text), add_special_tokens=False).ids
         return _begun(self.bos_id, bos, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a whole sequence, without control tokens."""
+        """Return the text of a whole sequence, without control tokens."""
         runs: list[list[int]] = [[]]
         for i in ids:
             if i >= self.vocab_size:
@@ -221,7 +221,7 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
 
 
 def _configured_ends(folder: Path) -> tuple[int, ...]:
-    """The end tokens that the checkpoint's configuration names: one, several or none."""
+    """Return the end tokens that the checkpoint's configuration names: one, several or none."""
     for name in ("generation_config.json", "config.json"):
         ends = _read_json(folder / name).get("eos_token_id")
         if isinstance(ends, int):

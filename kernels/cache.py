@@ -104,7 +104,7 @@ class KVCache:
         return part
 
     def step(self, slots_T: Tensor) -> Step:
-        """The step whose tokens stand in these slots."""
+        """Return the step whose tokens stand in these slots."""
         positions_BT = (slots_T - self.pad_B[:, None]).clamp(min=0)
         return Step(
             cache=self,

@@ -32,7 +32,7 @@ class DecodeState:
         self._parts: dict[range, DecodeState] = {}
 
     def fits(self, rows: int, slots: int, new_tokens: int) -> bool:
-        """Whether a generation of that shape can use this state."""
+        """Return whether a generation of that shape can use this state."""
         wanted = (rows, slots, new_tokens)
         return (self.cache.rows, self.cache.slots, self.tokens.count) == wanted
 

@@ -47,10 +47,10 @@ class Engine(Protocol):
     def generate(
         self, batch: Batch, generation: Generation, on_token: OnToken = ...
     ) -> Tensor:
-        """The new token ids [B, N], on the CPU and the same on every rank."""
+        """Return the new token ids [B, N], on the CPU and the same on every rank."""
 
     def facts(self, batch: Batch) -> EngineFacts:
-        """What is known after generating for these prompts. May compute; not to be timed."""
+        """Return what is known after generating for these prompts. May compute; not to be timed."""
 
     def close(self) -> None:
         """Free its resources. The engine cannot be used afterwards."""

@@ -29,7 +29,7 @@ class Batch:
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], length: int | None = None) -> "Batch":
-        """These token ids, padded to `length` or to the longest of them.
+        """Return these token ids, padded to `length` or to the longest of them.
 
         Raises:
             ValueError: no prompts, an empty one, or one longer than `length`.
@@ -65,7 +65,7 @@ class Batch:
         return Batch(self.ids_BT[part], self.pad_B[part])
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
+        """Return the batch on a device."""
         return Batch(self.ids_BT.to(device), self.pad_B.to(device))
 
 
@@ -161,12 +161,12 @@ class NewTokens:
         self.index += 1
 
     def all_ended(self) -> bool:
-        """Whether nothing is left to do. Waits for the device, if rows may end at all."""
+        """Return whether nothing is left to do. Waits for the device, if rows may end at all."""
         return self.generation.stop_at_eos and bool(self._ended_B.all())
 
 
 def choose(logits_BV: Tensor, tokens: NewTokens, vocab: range, shards: Group) -> Tensor:
-    """Each row's next id [B], the same on every rank of `shards`; of equals the lowest.
+    """Return each row's next id [B], the same on every rank of `shards`; of equals the lowest.
 
     Args:
         logits_BV: this rank's part of the vocabulary.
@@ -225,7 +225,7 @@ def _mixed_seed(seed: int) -> int:
 
 
 def not_finite(logits_BTV: Tensor, batch: Batch) -> list[str]:
-    """What is wrong with the logits of these prompts, padding aside; [] if nothing is."""
+    """Return what is wrong with the logits of these prompts, padding aside; [] if nothing is."""
     positions_T = torch.arange(batch.length)
     real_BT = positions_T >= batch.pad_B[:, None]
     wrong = int((~logits_BTV.isfinite()).any(-1)[real_BT].sum())
@@ -235,7 +235,7 @@ def not_finite(logits_BTV: Tensor, batch: Batch) -> list[str]:
 
 
 def last_tokens(batch: Batch, vocab_size: int, elements: int = 1 << 24) -> Batch:
-    """The prompts, cut at the front so that their logits are at most so many numbers."""
+    """Return the prompts, cut at the front so that their logits are at most so many numbers."""
     keep = max(1, min(batch.length, elements // (batch.size * vocab_size)))
     cut = batch.length - keep
     return Batch(batch.ids_BT[:, cut:], (batch.pad_B - cut).clamp(min=0))

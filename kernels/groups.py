@@ -38,7 +38,7 @@ class Groups:
 
 
 def gather_uneven(group: Group, x: Tensor, dim: int, parts: list[range]) -> Tensor:
-    """The members' tensors put together along `dim`, where member i holds `parts[i]` of it."""
+    """Concatenate the members' tensors along `dim`; member i holds the indices `parts[i]`."""
     # all_gather wants equal shapes: pad to the longest part, cut afterwards.
     if group.size == 1:
         return x

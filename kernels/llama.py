@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Each token's numbers, scaled to a mean square of one and then by the weight."""
+        """Return each token's numbers, scaled to a mean square of one and then by the weight."""
         x: Tensor = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
         return x.to(x_BTD.dtype) * self.weight
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(q, shape.dim, bias=False)
 
     def forward(self, x_BTD: Tensor, step: Step) -> Tensor:
-        """What the tokens of this step gather from those in the cache and from each other."""
+        """Attend to the tokens in the cache and to those of this step."""
         q_BNTH = rotate(self._heads(self.wq(x_BTD), self.n_heads), step)
         k_BNTH = rotate(self._heads(self.wk(x_BTD), self.n_kv_heads), step)
         v_BNTH = self._heads(self.wv(x_BTD), self.n_kv_heads)
@@ -120,7 +120,7 @@ class Llama(nn.Module):
         )
 
     def embed(self, ids_BT: Tensor) -> Tensor:
-        """Hidden states [B, T, D] of token ids."""
+        """Return the hidden states [B, T, D] of token ids."""
         assert self.tok_embeddings is not None
         x_BTD: Tensor = self.tok_embeddings(ids_BT)
         return x_BTD
@@ -128,20 +128,20 @@ class Llama(nn.Module):
     def transform(
         self, x_BTD: Tensor, step: Step, layers: Iterable[nn.Module] | None = None
     ) -> Tensor:
-        """Hidden states after the layers, which someone else may supply one by one."""
+        """Return the hidden states after the layers, which someone else may supply one by one."""
         for layer in self.layers.values() if layers is None else layers:
             x_BTD = layer(x_BTD, step)
         return x_BTD
 
     def head(self, x_BTD: Tensor) -> Tensor:
-        """Logits [B, T, V] of hidden states, in at least fp32."""
+        """Return the logits [B, T, V] of hidden states, in at least fp32."""
         assert self.norm is not None
         assert self.output is not None
         logits_BTV: Tensor = self.output(self.norm(x_BTD))
         return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """Ids [B, T] (where the embedding is) or hidden states in, logits or hidden states out."""
+        """Map ids [B, T], or hidden states if another stage embeds, to logits or hidden states."""
         x_BTD = x if self.tok_embeddings is None else self.embed(x)
         x_BTD = self.transform(x_BTD, step)
         return x_BTD if self.output is None else self.head(x_BTD)

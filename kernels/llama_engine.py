@@ -75,7 +75,7 @@ class LlamaEngine(ABC):
     def generate(
         self, batch: Batch, generation: Generation, on_token: OnToken = ignore
     ) -> Tensor:
-        """The new token ids [B, N], on the CPU and the same on every rank.
+        """Return the new token ids [B, N], on the CPU and the same on every rank.
 
         Where generation stops at end tokens, -1 stands after a row's end.
         """
@@ -94,7 +94,7 @@ class LlamaEngine(ABC):
     def run(
         self, batch: Batch, rows: range, generation: Generation, on_token: OnToken
     ) -> Tensor:
-        """The new token ids [B, N] of this replica's rows, on the device.
+        """Return the new token ids [B, N] of this replica's rows, on the device.
 
         Args:
             batch: this replica's rows, on the device.
@@ -105,7 +105,7 @@ class LlamaEngine(ABC):
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
-        """The logits [B, T, V] of whole prompts, on the CPU and the same on every rank.
+        """Return the logits [B, T, V] of whole prompts, on the CPU and the same on every rank.
 
         For comparisons: what stands at padding tokens means nothing.
         """
@@ -125,7 +125,7 @@ class LlamaEngine(ABC):
         return self._gather_rows(logits_BTV, batch).cpu()
 
     def facts(self, batch: Batch) -> EngineFacts:
-        """What is known after generating for these prompts; computes their logits."""
+        """Return what is known after generating for these prompts; computes their logits."""
         part = last_tokens(batch, self.shape.vocab_size)
         stages = stage_layers(self.strategy, self.shape.n_layers)
         return EngineFacts(
@@ -156,7 +156,7 @@ class LlamaEngine(ABC):
         return self.model.layers.values()
 
     def new_cache(self, rows: int, length: int) -> KVCache:
-        """A cache for this many rows of at most `length` tokens, prompt and new ones."""
+        """Return a cache for this many rows of at most `length` tokens, prompt and new ones."""
         slots = slots_for(length)
         if slots not in self._tables:
             self._tables[slots] = rotary_tables(
@@ -175,7 +175,7 @@ class LlamaEngine(ABC):
         )
 
     def decode_state(self, rows: int, prompt: int, new_tokens: int) -> DecodeState:
-        """The last generation's state, or a new one if it does not fit."""
+        """Return the last generation's state, or a new one if it does not fit."""
         length = prompt + new_tokens
         state = self._state
         if state is None or not state.fits(rows, slots_for(length), new_tokens):
@@ -189,7 +189,7 @@ class LlamaEngine(ABC):
         return self.model.transform(x_BTD, step, self.layers())
 
     def pass_through(self, ids_BT: Tensor, step: Step) -> Tensor:
-        """Hidden states after this stage's layers, having waited for the stage before."""
+        """Return the hidden states after this stage's layers; waits for the stage before."""
         stages, stage = self.groups.stages, self.placement.stage
         x = ids_BT
         if not self.placement.is_first:
@@ -207,7 +207,7 @@ class LlamaEngine(ABC):
         )
 
     def choose(self, x_BTD: Tensor, tokens: NewTokens) -> Tensor:
-        """The next ids [B], from the last stage's hidden states of the last token."""
+        """Return the next ids [B], from the last stage's hidden states of the last token."""
         logits_BV = self.model.head(x_BTD[:, -1:])[:, 0]
         return choose(logits_BV, tokens, self.placement.vocab, self.groups.shards)
 

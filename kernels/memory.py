@@ -10,12 +10,12 @@ _PAGEOUT = 21
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM now."""
+    """Return the memory of this process that is in RAM now."""
     return _status("VmRSS")
 
 
 def peak_resident_bytes() -> int:
-    """The most that `resident_bytes` has been, since the process began or `reset_peak`."""
+    """Return the most that `resident_bytes` has been, since the process began or `reset_peak`."""
     return _status("VmHWM")
 
 
@@ -36,7 +36,7 @@ def _status(field: str) -> int:
 
 
 def available_bytes() -> int:
-    """What the machine could still hand out without swapping."""
+    """Return what the machine could still hand out without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

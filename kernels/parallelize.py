@@ -77,7 +77,7 @@ def _check(shape: ModelShape, strategy: Strategy, world: World) -> None:
 
 
 def cut(shape: ModelShape, placement: Placement, groups: Groups) -> Llama:
-    """The rank's part of the model on the meta device, joined to the other ranks' parts."""
+    """Return the rank's part of the model on the meta device, joined to the other ranks' parts."""
     with torch.device("meta"):
         model = Llama(shape)
     model_parallel(model, placement)

@@ -59,7 +59,7 @@ def split_evenly(count: int, parts: int) -> list[range]:
 
 
 def stage_layers(strategy: Strategy, n_layers: int) -> list[range]:
-    """The layers of each stage, first stage first."""
+    """Return the layers of each stage, first stage first."""
     if not strategy.split:
         return split_evenly(n_layers, strategy.stages)
     starts = [sum(strategy.split[:stage]) for stage in range(strategy.stages + 1)]
@@ -75,7 +75,7 @@ def kv_heads_of(shape: ModelShape, tensor: int, shard: int) -> range:
 
 
 def place(strategy: Strategy, shape: ModelShape, rank: int) -> Placement:
-    """What `rank` owns. The strategy must have passed `impossible`."""
+    """Return what `rank` owns. The strategy must have passed `impossible`."""
     shard = rank % strategy.shards
     stage = rank // strategy.shards % strategy.stages
     return Placement(
@@ -173,7 +173,7 @@ def _tensor_degrees(shape: ModelShape) -> list[int]:
 
 
 def impossible(strategy: Strategy, shape: ModelShape) -> list[str]:
-    """Why the strategy does not fit the model: a sentence for each reason; [] if it fits."""
+    """Return why the strategy does not fit the model: a sentence for each reason; [] if it fits."""
     reasons = []
     ways = ", ".join(map(str, _tensor_degrees(shape)))
     if shape.n_heads % strategy.shards:

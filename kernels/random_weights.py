@@ -32,7 +32,7 @@ class RandomWeights:
         self._dims = tensors(shape)
 
     def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
-        """The indices `owned` along `dim` of the tensor `source`; None: all of it."""
+        """Return the indices `owned` along `dim` of the tensor `source`; None: all of it."""
         if source not in self._dims:
             raise WeightsError(f"a random model of this shape has no tensor {source}")
         dims = self._dims[source]
@@ -73,7 +73,7 @@ class RandomWeights:
 
 
 def _scale(source: str, fan_in: int) -> float:
-    """A power of two near what keeps the variance: each layer then adds as much as came in.
+    """Return a power of two near what keeps the variance: each layer then adds as much as came in.
 
     The embedding is kept small beside that. Were it large, the last token would drown what the
     layers say of the context, and a tied head would repeat that token forever.

@@ -98,7 +98,7 @@ class ModelShape:
 
 
 def layer_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Name within the layer → shape, of one transformer layer. Linear weights are [out, in]."""
+    """Map names within a transformer layer to shapes. Linear weights are [out, in]."""
     q = shape.n_heads * shape.head_dim
     kv = shape.n_kv_heads * shape.head_dim
     tensors: dict[str, tuple[int, ...]] = {
@@ -138,7 +138,7 @@ def tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 
 def num_elements(dims: tuple[int, ...]) -> int:
-    """How many numbers a tensor of these dimensions holds."""
+    """Return how many numbers a tensor of these dimensions holds."""
     total = 1
     for size in dims:
         total *= size
@@ -146,17 +146,17 @@ def num_elements(dims: tuple[int, ...]) -> int:
 
 
 def num_parameters(shape: ModelShape) -> int:
-    """All weights; a tied embedding counts once."""
+    """Count all weights; a tied embedding counts once."""
     return sum(num_elements(dims) for dims in tensors(shape).values())
 
 
 def weight_bytes(shape: ModelShape, dtype: str) -> int:
-    """Bytes of all weights in `dtype` (a key of `DTYPE_BYTES`)."""
+    """Return the bytes of all weights in `dtype` (a key of `DTYPE_BYTES`)."""
     return num_parameters(shape) * DTYPE_BYTES[dtype]
 
 
 def kv_bytes_per_token(shape: ModelShape, dtype: str) -> int:
-    """Bytes of keys and values that one token of one sequence leaves in the cache."""
+    """Return the bytes of keys and values that one token of one sequence leaves in the cache."""
     return 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * DTYPE_BYTES[dtype]
 
 

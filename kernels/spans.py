@@ -49,7 +49,7 @@ def busy(spans: Iterable[Span]) -> list[Interval]:
 
 
 def decode_window(spans: Iterable[Span]) -> Interval:
-    """From the first to the last moment of decode computation; of any where none decodes.
+    """Return the interval of all decode computation, or of any computation if there is none.
 
     Raises:
         ValueError: nothing was computed.
@@ -62,7 +62,7 @@ def decode_window(spans: Iterable[Span]) -> Interval:
 
 
 def shares(intervals: Sequence[Interval], window: Interval, parts: int) -> list[float]:
-    """How much of each of the window's equal parts the intervals cover; they do not overlap."""
+    """Return the share of each of `parts` equal parts of the window that the intervals cover."""
     start, end = window
     width = (end - start) / parts
     covered = [0.0] * parts
@@ -79,7 +79,7 @@ def shares(intervals: Sequence[Interval], window: Interval, parts: int) -> list[
 
 
 def as_events(spans: Sequence[Span], facts: dict[str, Any]) -> dict[str, Any]:
-    """The spans in Chrome's trace event format, from the first one on.
+    """Return the spans in Chrome's trace event format, from the first one on.
 
     Each rank is a process, each kind of span a thread of it. Time is in microseconds.
     """
@@ -114,7 +114,7 @@ def _event(span: Span, zero_s: float) -> dict[str, Any]:
 
 
 def of_events(trace: dict[str, Any]) -> list[Span]:
-    """The spans that `as_events` made the trace from.
+    """Return the spans that `as_events` made the trace from.
 
     Raises:
         KeyError, TypeError, ValueError: it is another program's trace, or damaged.

@@ -173,7 +173,7 @@ class Parallel:
         return self.replicas * self.stages * self.shards
 
     def sequences(self, batch_size: int) -> int:
-        """All sequences of one generation: those in flight in every replica."""
+        """Return all sequences of one generation: those in flight in every replica."""
         return self.replicas * (self.in_flight or batch_size)
 
     def options(self) -> dict[str, dict[str, Any]]:
@@ -249,7 +249,7 @@ class Parallel:
         return profiled and self.stages > 1
 
     def with_split(self, split: tuple[int, ...]) -> Self:
-        """The same with these layers for each stage."""
+        """Return the same strategy with these layers for each stage."""
         if self.pipeline:
             pipeline = replace(self.pipeline, split=split, balance="equal")
             return replace(self, pipeline=pipeline)
@@ -258,7 +258,7 @@ class Parallel:
 
 
 def attribute(name: str) -> str:
-    """The field of `Parallel` for a name in a grid."""
+    """Return the field of `Parallel` for a name in a grid."""
     return name.replace("-", "_")
 
 
@@ -273,7 +273,7 @@ PARTS: dict[str, type[Any]] = {
 
 
 def has_degree(name: str) -> bool:
-    """Whether the part of that name has a degree."""
+    """Return whether the part of that name has a degree."""
     return name in PARTS and "degree" in {each.name for each in fields(PARTS[name])}
 
 

@@ -63,7 +63,7 @@ class EmbeddingShard(nn.Module):
         self._shards = shards
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Hidden states [B, T, D] of ids of the whole vocabulary, the same on every shard."""
+        """Embed ids of the whole vocabulary: hidden states [B, T, D], the same on every shard."""
         local_BT = ids_BT - self._vocab.start
         elsewhere_BT = (local_BT < 0) | (local_BT >= len(self._vocab))
         x_BTD = F.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)

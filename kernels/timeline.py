@@ -17,7 +17,7 @@ class Timeline:
     def span(
         self, kind: str, name: str, layer: int | None = None
     ) -> AbstractContextManager[None]:
-        """A context around something of a kind (of `spans.KINDS`)."""
+        """Return a context around something of a kind (of `spans.KINDS`)."""
         return self._nothing
 
 

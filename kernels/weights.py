@@ -46,7 +46,7 @@ class Weights(Protocol):
 
 
 def open_weights(folder: Path | str) -> Weights:
-    """The checkpoint in `folder`, Meta's or Hugging Face's layout, told apart by its files.
+    """Return the checkpoint in `folder`, Meta's or Hugging Face's layout, told apart by its files.
 
     Raises:
         WeightsError: it is neither, or not complete.

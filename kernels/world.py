@@ -40,7 +40,7 @@ class World:
     def from_environment(
         cls, device: str | None = None, timeout_s: float = 600.0
     ) -> "World":
-        """The world that torchrun's variables describe; of one rank where they are absent.
+        """Return the world that torchrun's variables describe; of one rank where they are absent.
 
         Args:
             device: `cpu` or `cuda`; None takes a GPU where there is one.
@@ -68,7 +68,7 @@ class World:
         )
 
     def group(self, ranks: Sequence[int]) -> "Group":
-        """These ranks as one group. Every rank of the world makes every group, in one order."""
+        """Make a group of these ranks. Every rank of the world makes every group, in one order."""
         ranks = tuple(ranks)
         if len(ranks) == 1 or self.size == 1:
             return Group(ranks, self.rank, None)
@@ -81,7 +81,7 @@ class World:
         return group
 
     def group_among(self, partition: Sequence[Sequence[int]]) -> "Group":
-        """The group of `partition` that holds this rank; makes the others on the way."""
+        """Return the group of `partition` that holds this rank; makes the others on the way."""
         groups = [self.group(ranks) for ranks in partition]
         return next(group for group in groups if self.rank in group.ranks)
 
@@ -154,13 +154,13 @@ class Group:
         self._process_group = process_group
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over the members, in place."""
+        """Return the sum over the members, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self._process_group)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Every member's tensor, stacked in a new first dimension; all must have one shape."""
+        """Stack every member's tensor in a new first dimension; all must have one shape."""
         if self.size == 1:
             return tensor[None]
         flat = tensor.new_empty(self.size * tensor.numel())
@@ -168,7 +168,7 @@ class Group:
         return flat.view(self.size, *tensor.shape)
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
-        """The tensor of member `source`, in place."""
+        """Return the tensor of member `source`, in place."""
         if self.size > 1:
             dist.broadcast(tensor, self.ranks[source], group=self._process_group)
         return tensor
@@ -206,7 +206,7 @@ Gathered = TypeVar("Gathered")
 
 
 def object_gatherer(world: World) -> Callable[[Gathered], list[Gathered]]:
-    """A function that gives every rank the objects of all ranks, in rank order.
+    """Return a function that gives every rank the objects of all ranks, in rank order.
 
     All ranks call this together, and then the function. The objects travel over the CPU, so that
     a full GPU does not matter.

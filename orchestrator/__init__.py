@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def frame(
     study: str | None = None, results: str | Path | None = None
 ) -> "pandas.DataFrame":
-    """The table of `orch collect --long` as a DataFrame: a row per case, failures included.
+    """Return the table of `orch collect --long` as a DataFrame: a row per case, failures included.
 
     Args:
         study: default: the study last submitted to.
@@ -36,9 +36,8 @@ def frame(
     from orchestrator.study.find import find_study
     from orchestrator.submission.job_states import study_statuses
     from orchestrator.tables.agreement import ids_agree
-    from orchestrator.tables.columns import COLUMNS
-    from orchestrator.tables.long import data_frame, long_rows
+    from orchestrator.tables.long import long_frame
 
     folder = Path(results or os.environ.get("ORCH_RESULTS") or root / "results")
     statuses = study_statuses(find_study(folder, study))
-    return data_frame(COLUMNS, long_rows(statuses, ids_agree(statuses)))
+    return long_frame(statuses, ids_agree(statuses))

@@ -38,17 +38,17 @@ class Check:
 
 
 def passed(what: str) -> Check:
-    """A check that found nothing wrong."""
+    """Return a check that found nothing wrong."""
     return Check("ok", what)
 
 
 def warn(what: str, remedy: str) -> Check:
-    """A check that found something unusual, which may be intended."""
+    """Return a check that found something unusual, which may be intended."""
     return Check("warn", what, remedy)
 
 
 def fail(what: str, remedy: str) -> Check:
-    """A check that found something to fix."""
+    """Return a check that found something to fix."""
     return Check("fail", what, remedy)
 
 
@@ -154,7 +154,7 @@ def _results(results: Path, cluster: Cluster) -> Iterator[Check]:
 
 
 def _cannot_file(folder: Path) -> str | None:
-    """Why records could not be filed there: they need new files and hard links."""
+    """Return why records could not be filed there: they need new files and hard links."""
     first = folder / f".orch-doctor-{uuid.uuid4().hex[:8]}"
     second = first.with_suffix(".link")
     try:

@@ -1,4 +1,4 @@
-"""The program `orch`: its commands, loaded when they are called, and how errors are told.
+"""The program `orch`: its commands, loaded when they are called, and how errors are printed.
 
 Data goes to stdout, messages to stderr. Exit 2 for misuse, 1 for failure.
 """

@@ -33,7 +33,7 @@ _WAYS_OUT = {
 
 
 def explained(error: OSError) -> str:
-    """What the system refused, of which file, and the way out where one is known."""
+    """Say what the system refused, for which file, and the way out if one is known."""
     what = error.strerror or str(error)
     where = f"{error.filename}: " if error.filename is not None else ""
     way = _WAYS_OUT.get(error.errno or 0)
@@ -41,7 +41,7 @@ def explained(error: OSError) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The way out for a name that is not known: the nearest valid one, and all of them.
+    """Return the way out for a name that is not known: the nearest valid one, and all of them.
 
     >>> nearest("modle", ["model", "tensor"])
     "did you mean 'model'? valid: model, tensor"

@@ -14,7 +14,7 @@ _WEIGHTS = ("*.safetensors", "consolidated.*.pth")
 
 
 def shape_of(case: Case) -> ModelShape:
-    """The shape of the case's model. Who has the case's grid takes `Grid.shapes`.
+    """Return the shape of the case's model. Who has the case's grid takes `Grid.shapes`.
 
     A checkpoint that is not on this machine has the shape that its name is known for.
 
@@ -33,7 +33,7 @@ def shape_of(case: Case) -> ModelShape:
 
 
 def is_here(path: str) -> bool:
-    """Whether the checkpoint's folder is on this machine."""
+    """Return whether the checkpoint's folder is on this machine."""
     try:
         return local_path(path).is_dir()
     except InputError:

@@ -8,7 +8,7 @@ _SLACK_S = (
 
 
 def start_time(pid: int) -> float | None:
-    """When the process started, in seconds since the epoch; None where there is none."""
+    """When the process started, in seconds since the epoch; None if there is none."""
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -19,13 +19,13 @@ def start_time(pid: int) -> float | None:
 
 
 def still_runs(pid: int, started: float) -> bool:
-    """Whether process `pid` runs and is the one that started then."""
+    """Return whether process `pid` runs and is the one that started then."""
     found = start_time(pid)
     return found is not None and abs(found - started) <= _SLACK_S
 
 
 def is_running(*arguments: str) -> bool:
-    """Whether some process of this machine was started with all these arguments."""
+    """Return whether some process of this machine was started with all these arguments."""
     return any(
         set(arguments) <= set(process.info["cmdline"] or ())
         for process in psutil.process_iter(["cmdline"])

@@ -156,7 +156,7 @@ class Record(_Strict):
 
 
 def read_record(text: str, source: str) -> Record:
-    """The record in `text`.
+    """Return the record in `text`.
 
     Args:
         text: JSON.

@@ -66,16 +66,16 @@ class Runner(Protocol):
     """`local` or `slurm`, as in the ledger."""
 
     def misfit(self, case: Case) -> str | None:
-        """Why the case cannot fit there, however long it waits; None where it may."""
+        """Return why the case cannot fit there, however long it waits; None if it may."""
 
     def batches(self, cases: Sequence[Case]) -> list[JobBatch]:
         """Group cases into jobs and batches. Writes and starts nothing."""
 
     def described(self, batch: JobBatch, study: str) -> dict[str, str]:
-        """What a dry run shows of a batch: partition, time, script …"""
+        """Return what a dry run shows of a batch: partition, time, script …"""
 
     def test(self, batch: JobBatch, study: str) -> tuple[bool, str]:
-        """Whether the scheduler would accept the batch, and what it says. Submits nothing."""
+        """Ask whether the scheduler would accept the batch, and what it says. Submits nothing."""
 
     def submit(
         self, study: Study, batch: JobBatch, specs: Sequence[JobSpec]
@@ -98,7 +98,7 @@ class Runner(Protocol):
     def find(
         self, study: Study, submissions: Sequence[Submission]
     ) -> dict[str, list[str]]:
-        """Key → job ids of those submissions that were accepted; the others are left out.
+        """Map key → job ids of those submissions that were accepted; the others are left out.
 
         Raises:
             Unanswered: they may have been accepted.
@@ -107,7 +107,7 @@ class Runner(Protocol):
     def states(
         self, study: Study, jobs: Mapping[str, Submission]
     ) -> dict[str, JobState]:
-        """The state of each job, in one question for all. Never raises for an outage.
+        """Return the state of each job, in one question for all. Never raises for an outage.
 
         Args:
             study: whose jobs they are.

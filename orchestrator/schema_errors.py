@@ -52,7 +52,7 @@ def validated(
     schema: Callable[[], Schema],
     synonyms: dict[str, str] | None = None,
 ) -> Model:
-    """`data` as that model.
+    """Validate `data` as that model.
 
     Args:
         data: the document's values, or those merged with others.
@@ -75,7 +75,7 @@ def validated(
 
 
 def dotted(loc: Loc) -> str:
-    """How a place is named to a person.
+    """Return how a place is named to a person.
 
     >>> dotted(("axes", "strategy", 0, "pipeline"))
     'axes.strategy[0].pipeline'
@@ -143,7 +143,7 @@ class _Words:
         )
 
     def _nodes(self, place: Loc) -> list[Schema]:
-        """What the schema says of that place: every alternative."""
+        """Return what the schema says of that place: every alternative."""
         nodes = [*self._alternatives(self._schema)]
         for step in place:
             below = [each for node in nodes for each in _below(node, step)]
@@ -163,7 +163,7 @@ class _Words:
 
 
 def place_in(data: Any, loc: Loc) -> Loc:
-    """The steps of `loc` that the file has.
+    """Return the steps of `loc` that the file has.
 
     pydantic adds which type of a union it tried, and an index where a list is written as its
     only item.

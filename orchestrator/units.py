@@ -25,7 +25,7 @@ def seconds(text: str) -> int:
 
 
 def num_bytes(text: str) -> int:
-    """Bytes of `79 GiB` or `500 GB`.
+    """Return the bytes of `79 GiB` or `500 GB`.
 
     Raises:
         ValueError: no number with a unit that is known.
@@ -67,7 +67,7 @@ def slurm_seconds(text: str) -> int | None:
 
 
 def counted(number: int, noun: str) -> str:
-    """The number with its noun.
+    """Return the number with its noun.
 
     >>> counted(1, "case"), counted(2, "case")
     ('1 case', '2 cases')

@@ -133,7 +133,7 @@ def _workers(run: RunningAttempt, board: ProgressBoard) -> Workers:
 
 
 def _record_of_workers(run: RunningAttempt) -> Record | None:
-    """The record that rank 0 filed, or kept because it could not file it."""
+    """Return the record that rank 0 filed, or kept because it could not file it."""
     try:
         filed = run.attempt.read_record()
     except RecordError as error:

@@ -29,7 +29,7 @@ class JobLog:
         return self._file.stat().st_size if self._file.is_file() else 0
 
     def since_start(self) -> str:
-        """What was added, at most its last MiB."""
+        """Return what was added, at most its last MiB."""
         try:
             end = self._size()
             with self._file.open("rb") as stream:
@@ -63,7 +63,7 @@ class OomKills:
 
 
 def _kills_of_group(line: str, root: Path) -> int:
-    """The count for one line of /proc/self/cgroup: `0::/path` (v2) or `4:memory:/path` (v1)."""
+    """Return the count for a line of /proc/self/cgroup: `0::/path` (v2), `4:memory:/path` (v1)."""
     _, controllers, path = line.split(":", 2)
     if controllers == "":
         file = root / path.lstrip("/") / "memory.events"

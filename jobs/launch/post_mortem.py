@@ -56,7 +56,7 @@ def _asked_to_end(
 
 
 def not_started(error: OSError) -> Finding:
-    """The finding for workers that could not be started at all."""
+    """Return the finding for workers that could not be started at all."""
     return Finding(
         "launch",
         (f"the workers could not be started: {error}",),
@@ -71,7 +71,7 @@ def of_signal(
     environment: Mapping[str, str],
     now: float,
 ) -> Finding:
-    """The finding for a signal: the time limit, if Slurm had announced it; else a person."""
+    """Return the finding for a signal: the time limit, if Slurm had announced it; else a person."""
     evidence = f"{received.name} came from outside"
     end = environment.get("SLURM_JOB_END_TIME", "")
     if end.isdigit() and now >= int(end) - _NEAR_END_S:
@@ -104,7 +104,7 @@ def _progress(ranks: Sequence[RankProgress]) -> tuple[str, ...]:
 
 
 def stragglers(ranks: Sequence[RankProgress]) -> tuple[str, ...]:
-    """A line that names the ranks behind the fastest; nothing if all were equally far."""
+    """Return a line that names the ranks behind the fastest; nothing if all were equally far."""
     fastest = max(ranks, key=lambda each: each.order)
     behind = [each for each in ranks if each.order < fastest.order]
     if not behind:

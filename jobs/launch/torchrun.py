@@ -26,7 +26,7 @@ class Nodes:
 
 
 def nodes_of(environment: Mapping[str, str], ranks: int, attempt: int) -> Nodes:
-    """The nodes that the job's script (templates/slurm.sh.j2) announces, or else this one."""
+    """Return the nodes that the script of the job names (templates/slurm.sh.j2), or this one."""
     count = int(environment.get("ORCH_NODES", "1"))
     return Nodes(
         ranks_per_node=ranks // count,
@@ -38,7 +38,7 @@ def nodes_of(environment: Mapping[str, str], ranks: int, attempt: int) -> Nodes:
 
 
 def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
-    """The command that runs `program` (a module and its arguments) as every rank.
+    """Return the command that runs `program` (a module and its arguments) as every rank.
 
     torchrun prefixes each line of a rank with `[rank0]:`, and ends all ranks when one dies.
     """
@@ -68,7 +68,7 @@ def torchrun(nodes: Nodes, log_dir: Path, program: Sequence[str]) -> list[str]:
 
 
 def worker_environment(environment: Mapping[str, str], ranks: int) -> dict[str, str]:
-    """The environment of workers; `ranks` of them share this machine's processors."""
+    """Return the environment of workers; `ranks` of them share this machine's processors."""
     path = environment.get("PYTHONPATH", "")
     threads = max(1, processors(environment) // ranks)
     return {
@@ -82,7 +82,7 @@ def worker_environment(environment: Mapping[str, str], ranks: int) -> dict[str, 
 
 
 def processors(environment: Mapping[str, str]) -> int:
-    """Number of processors that this job may use."""
+    """Return the number of processors that this job may use."""
     allowed = len(os.sched_getaffinity(0))
     granted = environment.get("SLURM_CPUS_PER_TASK", "")
     return min(allowed, int(granted)) if granted.isdigit() else allowed

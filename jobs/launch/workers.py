@@ -206,7 +206,7 @@ def _living(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _reaped(child: psutil.Process) -> bool:
-    """Whether the process is dead. Reaps it if this process has adopted it."""
+    """Return whether the process is dead. Reaps it if this process has adopted it."""
     try:
         if child.status() != psutil.STATUS_ZOMBIE:
             return False

@@ -72,7 +72,7 @@ def with_profiled_split(
 def split_for(
     strategy: Strategy, shape: ModelShape, load: Load, found: list[Found], link: Link
 ) -> tuple[int, ...]:
-    """Layers per stage, from what the ranks found; the first replica stands for all."""
+    """Return the layers per stage, from what the ranks found; the first replica stands for all."""
     names = {each.name for each in found}
     times = {name: _typical(found, name) for name in names}
     first = times[found[0].name]
@@ -128,7 +128,7 @@ def _hop_s(strategy: Strategy, world: World, num_bytes: int) -> float:
 
 
 def cache_folder() -> Path:
-    """Where profiles are kept."""
+    """Return where profiles are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "orch" / "profiles"
 

@@ -90,7 +90,7 @@ def _wait(device: torch.device) -> None:
 
 
 def hop_s(everyone: Group, device: torch.device, num_bytes: int, to: int) -> float:
-    """Seconds to hand so many bytes from the first member to member `to`.
+    """Return the seconds to hand so many bytes from the first member to member `to`.
 
     Half of the quickest of some round trips. All members call it and get the same answer; alone
     there is nobody to hand it to, and it is 0.

@@ -22,7 +22,7 @@ _COLOURS = ("#e6550d", "#fd8d3c", "#fdae6b", "#f16913", "#fdd0a2", "#d94801")
 
 
 def profiled(work: Callable[[], object], on_gpu: bool) -> dict[Stack, float]:
-    """Microseconds of each stack in `work`: of the GPU where there is one, else of the CPU."""
+    """Return the microseconds of each stack in `work`: of the GPU if there is one, else the CPU."""
     activities = [ProfilerActivity.CPU]
     if on_gpu:
         activities.append(ProfilerActivity.CUDA)
@@ -72,7 +72,7 @@ class _Frame:
 
 
 def drawn(stacks: Mapping[Stack, float], title: str) -> str:
-    """The flame graph as an SVG document of its own."""
+    """Return the flame graph as an SVG document of its own."""
     root = _tree(stacks)
     if not root.time_us:
         raise ValueError(f"{title}: no time was seen in generate, nothing to draw")

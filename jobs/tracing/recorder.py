@@ -61,7 +61,7 @@ class Recorder(Timeline):
             self._spans.append((span, start, self._event()))
 
     def spans(self, offset_s: float = 0.0) -> list[Span]:
-        """All spans so far, in the order of their starts; waits for the device.
+        """Return all spans so far, in the order of their starts; waits for the device.
 
         Args:
             offset_s: what `clock_offset_s` found.
@@ -115,7 +115,7 @@ def recording(engine: LlamaEngine) -> Iterator[Recorder]:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, int | None, nn.Module]]:
-    """Name, layer and module of everything that gets a span."""
+    """Yield name, layer and module of everything that gets a span."""
     for key, module in model.get_submodule("layers").named_children():
         yield "layer", int(key), module
     for name, attribute in (
@@ -179,7 +179,7 @@ def clock_offset_s(everyone: Group, device: torch.device) -> float:
 
 
 def _ask(everyone: Group, other: int, like: torch.Tensor) -> torch.Tensor:
-    """The other member's offset."""
+    """Return the other member's offset."""
     trips = []
     for _ in range(_PINGS):
         sent_s = time.perf_counter()

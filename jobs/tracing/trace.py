@@ -54,7 +54,7 @@ def repeat_traced(
 
 
 def facts(case: Case, columns: int, traced: list[Traced]) -> TraceFacts:
-    """The idle shares of decode, and what the schedule alone would cost.
+    """Return the idle shares of decode, and what the schedule alone would cost.
 
     Args:
         columns: of the padded prompts.
@@ -75,7 +75,7 @@ def facts(case: Case, columns: int, traced: list[Traced]) -> TraceFacts:
 
 
 def flow_of(case: Case, columns: int) -> Flow:
-    """What goes through the stages of one replica."""
+    """Return what goes through the stages of one replica."""
     strategy = case.strategy
     return Flow(
         schedule=strategy.schedule,

@@ -25,7 +25,7 @@ def ffn_dim_of(dim: int, multiple_of: int, multiplier: float | None) -> int:
 
 
 def from_meta(params: Mapping[str, Any], vocab_size: int | None = None) -> ModelShape:
-    """The shape that a Meta `params.json` describes.
+    """Return the shape that a Meta `params.json` describes.
 
     Args:
         params: the parsed file.
@@ -161,6 +161,6 @@ def tokenizer_file(folder: Path) -> Path | None:
 
 
 def is_tiktoken(file: Path) -> bool:
-    """Whether a `tokenizer.model` is Llama-3's list of tokens, not a SentencePiece model."""
+    """Return whether a `tokenizer.model` is Llama-3's list of tokens, not a SentencePiece model."""
     with file.open("rb") as lines:
         return TIKTOKEN_LINE.fullmatch(lines.readline(4096)) is not None

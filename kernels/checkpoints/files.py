@@ -31,7 +31,7 @@ class TensorFile(Protocol):
     path: Path
 
     def names(self) -> Sequence[str]:
-        """The tensors in the file."""
+        """Return the tensors in the file."""
 
     def dims(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor; nothing of it is read."""
@@ -44,11 +44,11 @@ class TensorFile(Protocol):
         """
 
     def read(self, name: str, dim: int, owned: range) -> Tensor:
-        """The indices `owned` along `dim`; may be a view of the mapped file."""
+        """Return the indices `owned` along `dim`; may be a view of the mapped file."""
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """The file behind `path`, safetensors by its suffix, else what torch.save wrote.
+    """Return the file behind `path`, safetensors by its suffix, else what torch.save wrote.
 
     Raises:
         WeightsError: it is missing, truncated or corrupt, or wants to execute code.
@@ -74,7 +74,7 @@ class SafetensorsFile:
         self._names = tuple(self._file.keys())
 
     def names(self) -> Sequence[str]:
-        """The tensors in the file."""
+        """Return the tensors in the file."""
         return self._names
 
     def dims(self, name: str) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ class SafetensorsFile:
         return _SAFETENSORS_DTYPES[stored]
 
     def read(self, name: str, dim: int, owned: range) -> Tensor:
-        """The indices `owned` along `dim`, in new memory."""
+        """Return the indices `owned` along `dim`, in new memory."""
         index = (slice(None),) * dim + (slice(owned.start, owned.stop),)
         try:
             part: Tensor = self._file.get_slice(name)[index]
@@ -115,7 +115,7 @@ class TorchFile:
         }
 
     def names(self) -> Sequence[str]:
-        """The tensors in the file."""
+        """Return the tensors in the file."""
         return tuple(self._tensors)
 
     def dims(self, name: str) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ class TorchFile:
         return stored
 
     def read(self, name: str, dim: int, owned: range) -> Tensor:
-        """The indices `owned` along `dim`, a view of the mapped file."""
+        """Return the indices `owned` along `dim`, a view of the mapped file."""
         return self._tensors[name].narrow(dim, owned.start, len(owned))
 
 

@@ -36,7 +36,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def hf_name(name: str) -> str:
-    """What Hugging Face calls the tensor that Meta calls `name`.
+    """Return what Hugging Face calls the tensor that Meta calls `name`.
 
     >>> hf_name("layers.3.feed_forward.w1.weight")
     'model.layers.3.mlp.gate_proj.weight'
@@ -66,7 +66,7 @@ class HfCheckpoint:
         self.dtype: torch.dtype = self._file(first).dtype(first)
 
     def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
-        """The indices `owned` along `dim` of the tensor `source`; None: all of it."""
+        """Return the indices `owned` along `dim` of the tensor `source`; None: all of it."""
         if source not in self._dims:
             raise WeightsError(f"{source} is no tensor of the model in {self.folder}")
         name, full = hf_name(source), self._dims[source]

@@ -32,7 +32,7 @@ def half_split(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `half_split`."""
+    """Undo `half_split`."""
     halves = weight.reshape(-1, 2, head_dim // 2, weight.shape[1])
     return halves.transpose(1, 2).reshape(weight.shape)
 
@@ -63,7 +63,7 @@ class MetaCheckpoint:
         self.dtype: torch.dtype = self._files[0].dtype("norm.weight")
 
     def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
-        """The indices `owned` along `dim` of the tensor `source`; None: all of it."""
+        """Return the indices `owned` along `dim` of the tensor `source`; None: all of it."""
         if source not in self._dims:
             raise WeightsError(f"{source} is no tensor of the model in {self.folder}")
         wanted = range(self._dims[source][dim]) if owned is None else owned

@@ -41,19 +41,19 @@ class Finding:
 
 
 def status_of(cause: Cause) -> Status:
-    """Out of memory is a finding, a result that cannot be right is invalid, the rest failed."""
+    """Map a cause to a status: out of memory is a finding, a wrong result is invalid."""
     if cause in ("oom_gpu", "oom_host"):
         return "oom"
     return "invalid" if cause == "invalid_result" else "failed"
 
 
 def announce(cause: Cause, message: str) -> str:
-    """The line by which a program of ours tells why it stops; `find_cause` knows it again."""
+    """Return the line by which our programs say why they stop; `find_cause` recognises it."""
     return f"orch: {cause}: {' '.join(message.split())}"
 
 
 def usual(cause: Cause, *evidence: str) -> Finding:
-    """A finding that Slurm or a job knows by other means than a log, with its usual remedy.
+    """Return a finding that Slurm or a job knows by other means than a log, with its usual remedy.
 
     Args:
         cause: one that comes from outside the program: cancelled, node_fail, oom_host,
@@ -73,7 +73,7 @@ _USUAL: dict[Cause, tuple[bool, str]] = {
 
 
 def read_ends(file: Path) -> str:
-    """The text of a log, or its first and last part where it is long; "" where it is not there."""
+    """Read a log, or the first and last part of a long one; "" if there is none."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
@@ -89,7 +89,7 @@ def read_ends(file: Path) -> str:
 def find_cause(
     log_text: str, exit_code: int | None = None, oom_kills: int = 0
 ) -> Finding:
-    """Why the workers that wrote this log ended.
+    """Return why the workers that wrote this log ended.
 
     Args:
         log_text: what all ranks wrote, interleaved.
@@ -115,7 +115,7 @@ _LINE = re.compile(
 
 
 def _without_source(text: str) -> str:
-    """The log without the lines that tracebacks quote: they name errors that may not have been."""
+    """Drop the source lines that tracebacks quote: they name errors that may not have occurred."""
     kept: list[str] = []
     frames: dict[
         str, int
@@ -133,7 +133,7 @@ def _without_source(text: str) -> str:
 
 
 def _nearest(text: str) -> tuple[int, re.Match[str] | None, Signature | None]:
-    """The earliest match among the signatures nearest to the root."""
+    """Return the earliest match among the signatures nearest to the root."""
     found = [
         (signature.distance, match.start(), match, signature)
         for signature in SIGNATURES
@@ -182,7 +182,7 @@ _SUMMARY = ("ChildFailedError", "SignalException")
 
 
 def _own_exceptions(text: str) -> list[str]:
-    """The first lines that name a Python exception and no cause: a program's own errors."""
+    """Return the first lines that name a Python exception and no cause: a program's own errors."""
     lines = (_line_at(text, found.start()) for found in _EXCEPTION.finditer(text))
     own = (line for line in lines if not any(word in line for word in _SUMMARY))
     return list(islice((line for line in own if not _is_known(line)), 3))

@@ -69,7 +69,7 @@ _EXIT_CAUSES: dict[str, Cause] = {
 
 
 def known_state(text: str) -> str:
-    """The state in what Slurm prints: `CANCELLED by 1000`, `COMPLETED,FLAG`, `OUT_OF_ME+`."""
+    """Find the state in what Slurm prints: `CANCELLED by 1000`, `COMPLETED,FLAG`, `OUT_OF_ME+`."""
     word = re.split(r"[ ,]", text.strip())[0].upper()
     if word in STATES:
         return word
@@ -80,12 +80,12 @@ def known_state(text: str) -> str:
 
 
 def phase_of(state: str) -> Literal["pending", "running", "ended"]:
-    """Whether a job in that state waits, runs or has ended."""
+    """Return whether a job in that state waits, runs or has ended."""
     return STATES.get(state, _OTHER).phase
 
 
 def cause_of(state: str, exit_code: str = "") -> Cause:
-    """Why a job without a record ended.
+    """Return why a job without a record ended.
 
     Args:
         state: one that means an end.
@@ -163,7 +163,7 @@ _UNCERTAIN = re.compile(
 
 
 def plain_reason(word: str) -> str:
-    """Why a job waits, in plain words, with Slurm's own word if it says more."""
+    """Return why a job waits, in plain words, with Slurm's own word if it says more."""
     word = word.strip("() ")
     for start, meaning in _REASONS:
         if word.startswith(start):
@@ -173,18 +173,18 @@ def plain_reason(word: str) -> str:
 
 
 def plain_state(state: str, reason: str = "") -> str:
-    """What a state means to the person who waits; for a pending job the reason."""
+    """Return what a state means to the person who waits; for a pending job the reason."""
     known = STATES.get(state, _OTHER)
     return known.plain or (plain_reason(reason) if known.phase == "pending" else "")
 
 
 def is_uncertain(said: str) -> bool:
-    """Whether the job may have been accepted despite sbatch's error."""
+    """Return whether the job may have been accepted despite sbatch's error."""
     return _UNCERTAIN.search(said) is not None
 
 
 def way_out(said: str) -> str:
-    """The remedy for a refusal by sbatch."""
+    """Return the remedy for a refusal by sbatch."""
     for pattern, remedy in _REFUSALS:
         if re.search(pattern, said):
             return remedy

@@ -131,7 +131,7 @@ class Cluster(BaseModel):
     # For Slurm; a local profile names no devices, `orchestrator.local` looks at the machine.
 
     def nodes(self, gpus: int) -> int:
-        """Nodes that so many ranks take: the fewest that hold them in equal numbers."""
+        """Return the nodes that so many ranks take: the fewest that hold them in equal numbers."""
         per_node = self.devices[self.device or ""].per_node
         fewest = -(-gpus // per_node)
         return next(nodes for nodes in range(fewest, gpus + 1) if gpus % nodes == 0)
@@ -152,7 +152,7 @@ class Cluster(BaseModel):
         return device.host_memory_bytes * ranks
 
     def unsuitable(self, case: Case) -> str | None:
-        """Why `case` cannot run on this cluster's device at all, or None."""
+        """Return why `case` cannot run on this cluster's device at all, or None."""
         device = self.devices[self.device or ""]
         if case.gpus > 1 and not device.peers:
             return (
@@ -163,7 +163,7 @@ class Cluster(BaseModel):
 
 
 def cluster_names() -> list[str]:
-    """The names of the profiles that ship, `local` first."""
+    """Return the names of the profiles that ship, `local` first."""
     return sorted(
         (file.stem for file in PROFILES.glob("*.yaml")),
         key=lambda name: (name != "local", name),
@@ -197,7 +197,7 @@ def _file(name: str | Path) -> Path:
 
 
 def _with_bases(document: Document, via: tuple[Path, ...]) -> dict[str, Any]:
-    """The profile's values over those of the profiles that it extends."""
+    """Return the profile's values over those of the profiles that it extends."""
     file = Path(document.name)
     if not isinstance(document.data, dict):
         document.problem((), "a profile must be a mapping of names to values")

@@ -26,7 +26,7 @@ def detect(environment: dict[str, str] | None = None) -> Cluster:
 
 
 def slurm_cluster_name(environment: dict[str, str]) -> str | None:
-    """Return Slurm's ClusterName in lower case, or None where no Slurm is configured.
+    """Return Slurm's ClusterName in lower case, or None if no Slurm is configured.
 
     A controller that is down still leaves the configuration file, so the site is known.
     """

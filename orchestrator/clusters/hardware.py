@@ -12,7 +12,7 @@ _CGROUP_LIMITS = (
 
 @functools.cache
 def gpu_memories_bytes() -> tuple[int, ...]:
-    """Memory of each NVIDIA GPU here, as nvidia-smi lists them; () where there is none."""
+    """Return the memory of each NVIDIA GPU here, by nvidia-smi; () if there is none."""
     command = [
         "nvidia-smi",
         "--query-gpu=memory.total",
@@ -28,7 +28,7 @@ def gpu_memories_bytes() -> tuple[int, ...]:
 
 
 def gpu_memory_bytes() -> int | None:
-    """Memory of the smallest GPU here, or None without one."""
+    """Return the memory of the smallest GPU here, or None without one."""
     return min(gpu_memories_bytes(), default=None)
 
 

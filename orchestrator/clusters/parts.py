@@ -101,7 +101,7 @@ class Detect(Strict):
     def matches(
         self, cluster_name: str | None, environment: dict[str, str], host: str
     ) -> bool:
-        """Whether this environment is the site's."""
+        """Return whether this environment is the site's."""
         return (
             cluster_name in self.cluster_names
             or any(fnmatch.fnmatch(host, pattern) for pattern in self.hosts)

@@ -2,22 +2,21 @@
 
 import gc
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
+from pandas import DataFrame
 
 from orchestrator.commands.options import results_option, study_option
 from orchestrator.errors import InputError
 from orchestrator.study.find import find_study
 from orchestrator.submission.job_states import study_statuses
 from orchestrator.tables.agreement import complaint, ids_agree, void
-from orchestrator.tables.columns import COLUMNS, Kind
-from orchestrator.tables.formats import Rows, four_digits, parquet_bytes, shown, text_of
-from orchestrator.tables.long import long_rows
-from orchestrator.tables.table import Table, comparison
+from orchestrator.tables.formats import four_digits, parquet_bytes, shown, text_of
+from orchestrator.tables.long import long_frame
+from orchestrator.tables.table import comparison, means
 
 FORMATS = ("csv", "markdown", "latex", "json", "parquet")
 
@@ -54,8 +53,8 @@ def collect(
 ) -> None:
     """Print the comparison table.
 
-    A row per model and strategy, a column per number of GPUs. A case that does not fit in
-    memory is a #; one that failed shows its cause.
+    It has a row per model and strategy and a column per number of GPUs. A case that does not
+    fit in memory shows #, one that failed its cause.
     """
     metric_given = context.get_parameter_source("metric") is not ParameterSource.DEFAULT
     if long and metric_given:
@@ -73,54 +72,33 @@ def print_table(
     agrees = ids_agree(found)
     no_number = void(found, agrees)
     if long:
-        _write(COLUMNS, long_rows(found, agrees), kind)
+        _print(long_frame(found, agrees), kind)
     else:
-        _compare(study.name, comparison(found, metric, no_number), kind)
-    if said := complaint(agrees, no_number):
-        print(f"{study.name}: {said}", file=sys.stderr)
+        table = comparison(found, metric, no_number)
+        _print(_for_eyes(means(table.frame), kind), kind)
+        print(f"{study.name}: {table.about}", file=sys.stderr)
+    if differing := complaint(agrees, no_number):
+        print(f"{study.name}: {differing}", file=sys.stderr)
 
 
-def _compare(name: str, table: Table, kind: str) -> None:
+def _for_eyes(frame: DataFrame, kind: str) -> DataFrame:
+    """Round the comparison table; JSON and --long keep all digits."""
+    if kind == "csv":
+        return frame.map(four_digits)
     if kind == "parquet":
-        _write_parquet(*_as_text(table.columns, table.rows))
-    else:
-        _print(table.columns, _rounded(table.rows, kind), kind)
-    print(f"{name}: {table.about}", file=sys.stderr)
+        # Its columns cannot hold numbers and words side by side.
+        return frame.map(shown, na_action="ignore").astype("string")
+    return frame
 
 
-def _write(kinds: Mapping[str, Kind], rows: Rows, kind: str) -> None:
-    if kind == "parquet":
-        _write_parquet(kinds, rows)
-    else:
-        _print(list(kinds), rows, kind)
-
-
-def _print(columns: Sequence[str], rows: Rows, kind: str) -> None:
-    sys.stdout.write(text_of(columns, rows, kind))
-    sys.stdout.flush()
-
-
-def _write_parquet(kinds: Mapping[str, Kind], rows: Rows) -> None:
+def _print(frame: DataFrame, kind: str) -> None:
+    if kind != "parquet":
+        sys.stdout.write(text_of(frame, kind))
+        sys.stdout.flush()
+        return
     if sys.stdout.isatty():
         raise InputError(
             "Parquet is not for terminals: orch collect --format parquet > table.parquet"
         )
-    sys.stdout.buffer.write(parquet_bytes(kinds, rows))
+    sys.stdout.buffer.write(parquet_bytes(frame))
     sys.stdout.buffer.flush()
-
-
-def _rounded(rows: Rows, kind: str) -> Rows:
-    # The comparison table is for eyes; --long and JSON have the digits.
-    if kind != "csv":
-        return rows
-    return [{name: four_digits(value) for name, value in row.items()} for row in rows]
-
-
-def _as_text(columns: Sequence[str], rows: Rows) -> tuple[Mapping[str, Kind], Rows]:
-    """Cells hold numbers and words side by side, which Parquet's columns cannot."""
-    kinds: dict[str, Kind] = dict.fromkeys(columns, "text")
-    texts = [
-        {name: None if row[name] is None else shown(row[name]) for name in columns}
-        for row in rows
-    ]
-    return kinds, texts

@@ -78,7 +78,7 @@ def duration(seconds: float | None) -> str:
 
 
 def note(each: CaseStatus) -> str:
-    """One line: how far it is, why it waits, or why it failed and what to do."""
+    """Say in one line how far the case is, why it waits, or why it failed and what to do."""
     beat = each.heartbeat
     if beat is not None:
         share = (
@@ -101,14 +101,14 @@ def _printable(text: str) -> str:
 
 
 def took(each: CaseStatus) -> str:
-    """How long it took; of what runs under a limit, how long it may."""
+    """Return how long it took and, if it runs under a limit, how long it may take."""
     limit_s = each.job.limit_s if each.job and each.status == "running" else None
     of = f" of {duration(limit_s)}" if limit_s and each.elapsed_s is not None else ""
     return duration(each.elapsed_s) + of
 
 
 def fits(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> bool:
-    """Whether all columns fit side by side; of the last, a note, a part is enough."""
+    """Return whether the columns fit side by side; the last one, a note, may be folded."""
     *others, note = (
         max(map(cell_len, (name, *(cell.plain for cell in cells))))
         for name, *cells in zip(columns, *rows, strict=True)
@@ -119,7 +119,7 @@ def fits(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> 
 def listing(
     columns: Sequence[str], rows: Sequence[Sequence[Text]], below: int | None = None
 ) -> Table:
-    """A table whose last column is a note, which may be folded; nothing is ever cut.
+    """Return a table whose last column is a note, which may be folded; nothing is ever cut.
 
     Args:
         below: the column under whose cells the notes go, in lines of their own.
@@ -185,7 +185,7 @@ def _status_rows(found: Sequence[CaseStatus], most: int) -> list[list[Text]]:
 def fitting_table(
     title: str, found: Sequence[CaseStatus], console: Console
 ) -> RenderableType:
-    """The table of `status_table` with so few rows that a terminal shows all of it."""
+    """Return the table of `status_table` with so few rows that a terminal shows all of it."""
     for most in (ROWS_PER_STATUS, 12, 6, 3, 1, 0):
         shown = status_table(title, found, width=console.width, most=most)
         if len(console.render_lines(shown)) < console.height:

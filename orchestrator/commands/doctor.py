@@ -1,4 +1,4 @@
-"""`orch doctor`: is everything here that a study needs? Looks, changes nothing, says what to do."""
+"""`orch doctor`: check that everything a study needs is in place. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.command()
 @click.option(
     "--cluster", "name", metavar="NAME", shell_complete=complete_cluster,
-    help="A name of `orch clusters`, or a file.  [default: the site that is detected]",
+    help="A site of `orch clusters`, or a file.  [default: the site that is detected]",
 )  # fmt: skip
 @click.option("--job", is_flag=True, help="Also run a job of a minute on the cluster.")
 @results_option

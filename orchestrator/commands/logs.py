@@ -1,4 +1,4 @@
-"""`orch logs`: what a case's workers wrote, and where nothing came from them, its job."""
+"""`orch logs`: print what the workers of a case wrote or, if nothing, the log of its job."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def logs(
 ) -> None:
     """Print what the workers of a case wrote.
 
-    CASE is a case id, or any unambiguous part of one. Where the workers wrote nothing, the
+    CASE is a case id, or any unambiguous part of one. If the workers wrote nothing, the
     log of their job is printed.
     """
     from orchestrator.study.find import find_study

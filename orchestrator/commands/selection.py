@@ -75,7 +75,7 @@ def matching(ids: Sequence[str], name: str) -> list[str]:
 
 
 def short_names(ids: Sequence[str]) -> dict[str, str]:
-    """Case id → its slug, and as much of its hash as `matching` needs to find it alone."""
+    """Map case ids to slugs, with as much of the hash as `matching` needs to find one case."""
     shared = dict.fromkeys(ids, 0)
     for one, other in pairwise(sorted(ids)):
         pairs = enumerate(zip(one, other, strict=False))

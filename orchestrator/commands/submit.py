@@ -1,4 +1,4 @@
-"""`orch submit`: submit what of the grid is not done yet, once, whatever happens meanwhile."""
+"""`orch submit`: submit the cases of a grid that are not done yet, each exactly once."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -57,7 +57,7 @@ from orchestrator.units import counted
 )
 @click.option(
     "--cluster", metavar="NAME", shell_complete=complete_cluster,
-    help="Where to run: a name of `orch clusters`, or a file.  [default: the grid's]",
+    help="Where to run: a site of `orch clusters`, or a file.  [default: the grid's]",
 )  # fmt: skip
 @click.option(
     "--study", metavar="NAME", shell_complete=complete_study,
@@ -90,8 +90,8 @@ def submit(
 ) -> None:
     """Submit the cases of a grid that have no result yet.
 
-    What is pending, running, measured or failed is left alone, so the same command can be
-    given again at any time.
+    Cases that are pending, running, measured or failed are left alone, so you can give the
+    same command again at any time.
     """
     if wait and (dry_run or test_only):
         raise click.UsageError(
@@ -148,7 +148,7 @@ def _submit(request: Request, *, wait: bool) -> int:
 
 @dataclass
 class Done:
-    """What was done, and what a person should know of it."""
+    """What was done, and the messages about it."""
 
     plan: Plan
     says: list[str] = field(default_factory=list)
@@ -182,7 +182,7 @@ def _say(lines: Iterable[str]) -> None:
 
 
 def _says(target: Target, plans: Plan, outcome: Outcome) -> list[str]:
-    """What a person should know now."""
+    """Return the messages after a submit."""
     says = [f"refused: {problem}" for problem in outcome.problems]
     if outcome.problems:
         says.append(
@@ -246,8 +246,8 @@ def _row(each: CaseStatus, goes: bool, misfit: str | None) -> list[Text]:
 
 
 def _narrow_row(name: str, row: Sequence[Text]) -> list[Text]:
-    """The row without its strategy, unless the name leaves something of it out."""
+    """Return the row without its strategy, unless the name leaves something of it out."""
     _, label, status, action, why = row
-    told = f"_{label.plain}_" in name
-    parts = [part.plain for part in ((why,) if told else (label, why)) if part]
+    in_name = f"_{label.plain}_" in name
+    parts = [part.plain for part in ((why,) if in_name else (label, why)) if part]
     return [Text(name), status, action, Text("; ".join(parts))]

@@ -1,4 +1,4 @@
-"""`orch trace`: the traced cases of a study, their idle shares, and the heat map of them."""
+"""`orch trace`: list a study's traced cases and their idle shares, or draw their heat map."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def trace(
 
 
 def _chosen(study: Study, names: Sequence[str]) -> list[TracedCase]:
-    """The cases that are meant and have a trace, in grid order."""
+    """Return the cases that are meant and have a trace, in grid order."""
     from orchestrator.figures.traced import traced_cases
 
     ids = study.case_ids()
@@ -114,13 +114,9 @@ def _print_table(found: Sequence[TracedCase]) -> None:
     columns = ("case", "strategy", "idle", "schedule alone", "files")
     rows = []
     for each in found:
-        told = each.row()
-        shares = (
-            _percent(told[name]) for name in ("idle_share", "schedule_idle_share")
-        )
-        files = "\n".join(
-            _near(told[name]) for name in ("trace", "flame") if told[name]
-        )
+        row = each.row()
+        shares = (_percent(row[name]) for name in ("idle_share", "schedule_idle_share"))
+        files = "\n".join(_near(row[name]) for name in ("trace", "flame") if row[name])
         rows.append(
             [
                 Text(text)
@@ -132,7 +128,7 @@ def _print_table(found: Sequence[TracedCase]) -> None:
 
 
 def _near(file: object) -> str:
-    """The path from here, where the file lies below this folder."""
+    """Return the path from here, where the file lies below this folder."""
     near = os.path.relpath(str(file))
     return str(file) if near.startswith("..") else near
 

@@ -30,7 +30,7 @@ class Panel:
 
 
 def stretches(spans: Iterable[Span]) -> dict[tuple[int, int, int], Interval]:
-    """Return (rank, token, micro-batch) → from the first to the last moment it was computed."""
+    """Map (rank, token, micro-batch) to the time from its first to its last computation."""
     found: dict[tuple[int, int, int], Interval] = {}
     for span in spans:
         if span.kind != "compute":
@@ -50,7 +50,7 @@ def shares_by_rank(
 
 
 def busy_ranks(spans: Iterable[Span]) -> dict[int, list[Interval]]:
-    """Return rank → the intervals in which it computes."""
+    """Map each rank to the intervals in which it computes."""
     by_rank: dict[int, list[Span]] = defaultdict(list)
     for span in spans:
         by_rank[span.rank].append(span)
@@ -90,7 +90,7 @@ def draw(panels: Sequence[Panel], tokens: range, file: Path) -> None:
 
 
 def _of_tokens(panel: Panel, tokens: range) -> list[Span]:
-    """The spans without the computation of other tokens, which a faster case would show too."""
+    """Drop the computation of other tokens, which a faster case would show too."""
     found = [
         span for span in panel.spans if span.kind != "compute" or span.token in tokens
     ]
@@ -148,5 +148,5 @@ def _label(axis: Any, panel: Panel, window: Interval, longest_s: float) -> None:
 
 
 def _text(key: tuple[int, int, int], several: bool) -> str:
-    """What a stretch of (rank, token, micro-batch) carries."""
+    """Return what a bar shows: rank, token and micro-batch."""
     return f"{key[1]}·{key[2]}" if several else str(key[1])

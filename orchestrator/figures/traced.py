@@ -31,11 +31,11 @@ class TracedCase:
     record: Record | None
 
     def row(self) -> dict[str, object]:
-        """Return the columns of `orch trace --json`."""
+        """Return the case as `orch trace --json` prints it."""
         facts = self.record.trace if self.record else None
-        told = facts.model_dump() if facts else {}
+        known = facts.model_dump() if facts else {}
         flame = self.attempt.flame_file()
-        return {name: told.get(name) for name in COLUMNS} | {
+        return {name: known.get(name) for name in COLUMNS} | {
             "case_id": self.case.case_id,
             "trace": str(self.attempt.trace_file),
             "flame": str(flame) if flame.is_file() else None,

@@ -59,7 +59,7 @@ class CaseMaker:
         return {name: model.shape for name, model in self._models.items() if model}
 
     def case(self, point: Point) -> Case | None:
-        """The case of that point; None where it cannot be, and then the document has why."""
+        """Return the point's case, or None after noting in the document why it cannot be."""
         model = self._model(point)
         strategy = self._strategy(point)
         if model is None or strategy is None:

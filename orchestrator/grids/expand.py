@@ -44,7 +44,7 @@ class Points:
 
 
 def expand(grid: GridFile, document: Document) -> Points:
-    """Every point of the grid; what is wrong with it is noted in the document."""
+    """Unfold the grid to its points. Problems are noted in the document."""
     axes = lists_of(grid.axes, document.data.get("axes"), ("axes",))
     base = _DEFAULTS | _fixed(grid, document, axes)
     points: list[Point] = []
@@ -115,7 +115,7 @@ def _fixed(grid: GridFile, document: Document, axes: Iterable[str]) -> Point:
 def _groups(
     grid: GridFile, axes: dict[str, list[Value]], document: Document
 ) -> list[tuple[str, ...]] | None:
-    """The axes that move together, in the order of the file; None where a zip is wrong."""
+    """Return the axes that move together, in the order of the file; None if a zip is wrong."""
     together: dict[str, tuple[str, ...]] = {}
     is_whole = True
     for index, names in enumerate(grid.zip):

@@ -47,7 +47,7 @@ class Grid:
 
 
 def load_grid(file: Path, *, dry_run: bool = False, subset: str | None = None) -> Grid:
-    """The grid in `file`.
+    """Return the grid in `file`.
 
     Args:
         file: YAML.
@@ -90,7 +90,7 @@ def _checked_form(document: Document) -> GridFile:
 
 
 def names_a_file(cluster: str) -> bool:
-    """Whether a cluster is given as a profile's path, not as a name."""
+    """Return whether a cluster is given as a profile's path, not as a name."""
     return "/" in cluster or cluster.endswith((".yaml", ".yml"))
 
 

@@ -54,7 +54,7 @@ class Pattern:
     fields: dict[str, list[Value]]
 
     def matches(self, point: Point) -> bool:
-        """Whether the point agrees in every field that the pattern names."""
+        """Return whether the point agrees in every field that the pattern names."""
         return all(
             name in point
             and any(_agree(name, point[name], wanted) for wanted in values)
@@ -69,7 +69,7 @@ def _agree(name: str, has: Value, wanted: Value) -> bool:
 
 
 def patterns_of(entries: Any, document: Document, loc: Loc) -> Iterator[Pattern]:
-    """The patterns that stand at `loc` of the file."""
+    """Yield the patterns that stand at `loc` of the file."""
     raw = document.data
     for step in loc:
         raw = raw.get(step, {})

@@ -32,7 +32,7 @@ _SIZE = TypeAdapter(ByteSize)
 
 
 def spelled_out(given: Any) -> Mapping[str, Any]:
-    """A strategy as a grid may write it, with every short form written out.
+    """Return a strategy as a grid may write it, with every short form written out.
 
     >>> spelled_out("tensor"), spelled_out({"tensor": 2, "pipeline": None})
     ({'tensor': {}}, {'tensor': {'degree': 2}, 'pipeline': {}})
@@ -82,7 +82,7 @@ Written = Annotated[Strategy, BeforeValidator(_from_grid)]
 
 
 def matches(strategy: Strategy, pattern: Strategy, written: Any) -> bool:
-    """Whether a strategy has the same parts as a pattern, and every option that it writes.
+    """Return whether a strategy has the same parts as a pattern, and every option that it writes.
 
     Args:
         written: the pattern as the file has it: an option at its default counts if written.
@@ -110,7 +110,7 @@ def add_short_forms(definitions: dict[str, Any]) -> None:
 
 
 def resolve(strategy: Parallel, gpus: int, batch_size: int) -> Parallel:
-    """The strategy on this many GPUs: every degree, and what follows from the batch, set.
+    """Return the strategy on this many GPUs: every degree, and what follows from the batch, set.
 
     What equals the default stays at the default, so that it does not change a case id.
 
@@ -160,7 +160,7 @@ _LABEL_ORDER = ("single", "data", "tensor", "model", "pipeline", "zero-offload")
 
 
 def label_of(strategy: Strategy) -> str:
-    """What tables show: the same for every number of GPUs and order of writing."""
+    """Return what tables show: the same for every number of GPUs and order of writing."""
     parts = strategy.parts
     words = (_label(name, parts[name]) for name in _LABEL_ORDER if name in parts)
     return "+".join(words)

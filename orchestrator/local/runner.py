@@ -60,7 +60,7 @@ class Turn:
 
 
 def read_turn(folder: Path) -> Turn | None:
-    """The note of the job in `folder`; None if there is none yet."""
+    """Return the note of the job in `folder`; None if there is none yet."""
     try:
         return Turn(**json.loads((folder / TURN).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
@@ -145,7 +145,7 @@ def _start(spec: Path) -> None:
 
 
 def _with_checkout(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with the checkout first on Python's path."""
+    """Return the environment with the checkout first on Python's path."""
     path = [str(checkout()), environment.get("PYTHONPATH", "")]
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
@@ -155,7 +155,7 @@ def _was_started(folder: Path) -> bool:
 
 
 def _starts(folder: Path) -> bool:
-    """Whether its process is there and has not noted itself yet."""
+    """Return whether its process is there and has not noted itself yet."""
     return is_running("-m", _PROGRAM, str(folder / "job-0.json"))
 
 
@@ -182,7 +182,7 @@ def _state(folder: Path) -> JobState:
 
 
 def _last_words(log: Path) -> str:
-    """The last line that a job wrote which left no record."""
+    """Return the last line that a job wrote which left no record."""
     gone = "its process is gone: killed, or this machine was restarted"
     try:
         text = log.read_text(encoding="utf-8", errors="replace").strip()

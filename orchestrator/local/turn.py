@@ -18,7 +18,7 @@ from orchestrator.processes import start_time
 
 
 def machine_lock() -> Path:
-    """The file whose lock is held by the one local job that may measure on this machine.
+    """Return the file whose lock is held by the one local job that may measure on this machine.
 
     It is on the machine's own disk and the same for every study, checkout and terminal of the
     user, whatever TMPDIR says.

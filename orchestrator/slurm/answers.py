@@ -34,7 +34,7 @@ class LastAnswer:
             self.asked_at = datetime.fromisoformat(kept["asked_at"])
 
     def fresh(self, ids: Iterable[str], poll_s: float) -> dict[str, JobState] | None:
-        """The answer for these jobs if it is too early to ask again, else None."""
+        """Return the answer for these jobs if it is too early to ask again, else None."""
         if self.asked_at is None:
             return None
         age_s = (datetime.now(UTC) - self.asked_at).total_seconds()
@@ -43,7 +43,7 @@ class LastAnswer:
         return {each: self.states[each] for each in ids}
 
     def last_known(self, job_id: str, problem: str) -> JobState:
-        """What was known before; for when nobody answers. An end is final."""
+        """Return the last known state, for when nobody answers. An end is final."""
         before = self.states.get(job_id)
         if before is None or before.state == "unknown":
             return JobState(state="unknown", reason=problem)
@@ -74,7 +74,7 @@ def _plain(state: JobState) -> dict[str, object]:
 def job_state(
     job_id: str, name: str | None, queued: Answer, known: Answer, last: LastAnswer
 ) -> JobState:
-    """The state of one job.
+    """Return the state of one job.
 
     Args:
         name: the job's; a job of the same id and another name is not ours. None: not known.

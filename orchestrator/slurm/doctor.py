@@ -139,7 +139,7 @@ def _try_job(cluster: Cluster, results: Path) -> Check:
 
 
 def _ask(*command: str, timeout_s: float = 60) -> tuple[bool, str]:
-    """Whether the command succeeded, and what it said."""
+    """Return whether the command succeeded, and what it said."""
     try:
         done = subprocess.run(
             command,

@@ -49,13 +49,13 @@ class Answer:
     problem: str = ""
 
     def of(self, job_id: str) -> SlurmJobInfo | None:
-        """What was said of one job; of an array that ended before it began Slurm keeps one line."""
+        """Return the answer about a job. Of an array that never began, Slurm keeps one line."""
         jobs = self.jobs or {}
         return jobs.get(job_id) or jobs.get(job_id.partition("_")[0])
 
 
 def expand(job_id: str) -> list[str]:
-    """The ids of single jobs that one of Slurm's ids stands for.
+    """Return the ids of single jobs that one of Slurm's ids stands for.
 
     >>> expand("12_[1-3,7%4]")
     ['12_1', '12_2', '12_3', '12_7']
@@ -75,7 +75,7 @@ def expand(job_id: str) -> list[str]:
 
 
 def squeue(job_ids: Iterable[str]) -> Answer:
-    """What the controller knows: all that wait or run, and what ended a few minutes ago."""
+    """Return what the controller knows: all that wait or run, and what ended a few minutes ago."""
     bases = _bases(job_ids)
     whom = ["--me"] if len(bases) > _MANY else ["-j", ",".join(bases)]
     answer = _ask(["squeue", "-h", "-a", "-t", "all", "-o", "|".join(_SQUEUE), *whom])
@@ -87,7 +87,7 @@ def squeue(job_ids: Iterable[str]) -> Answer:
 
 
 def sacct(job_ids: Iterable[str], since: str) -> Answer:
-    """What the accounting knows.
+    """Return what the accounting knows.
 
     Args:
         since: date of the oldest job; sacct looks no further back than today by itself.
@@ -110,7 +110,7 @@ def sacct(job_ids: Iterable[str], since: str) -> Answer:
 
 
 def jobs_named(names: Iterable[str], since: str) -> tuple[Answer, Answer]:
-    """The same two answers, for the jobs of these names."""
+    """Ask squeue and sacct for the jobs of these names."""
     listed = ",".join(names)
     queued = _ask(
         ["squeue", "-h", "-a", "-t", "all", "-o", "|".join(_SQUEUE), "-n", listed]
@@ -125,8 +125,8 @@ def jobs_named(names: Iterable[str], since: str) -> tuple[Answer, Answer]:
 
 
 def parse_squeue(text: str) -> dict[str, SlurmJobInfo]:
-    """Job id → what squeue printed of it."""
-    told: dict[str, SlurmJobInfo] = {}
+    """Map job ids to what squeue printed of them."""
+    jobs: dict[str, SlurmJobInfo] = {}
     for line in text.splitlines():
         fields = line.split("|", len(_SQUEUE) - 1)
         if len(fields) < len(_SQUEUE):
@@ -140,13 +140,13 @@ def parse_squeue(text: str) -> dict[str, SlurmJobInfo]:
             nodes=nodes,
             reason=reason,
         )
-        told |= dict.fromkeys(expand(job_id), one)
-    return told
+        jobs |= dict.fromkeys(expand(job_id), one)
+    return jobs
 
 
 def parse_sacct(text: str) -> dict[str, SlurmJobInfo]:
-    """Job id → what sacct printed of it; what a step suffered counts for its job."""
-    told: dict[str, SlurmJobInfo] = {}
+    """Map job ids to what sacct printed; a step that ran out of memory counts for its job."""
+    jobs: dict[str, SlurmJobInfo] = {}
     starved: set[str] = set()
     for line in text.splitlines():
         fields = line.split("|")
@@ -165,10 +165,10 @@ def parse_sacct(text: str) -> dict[str, SlurmJobInfo]:
             nodes="" if nodes == "None assigned" else nodes,
             exit_code=exit_code,
         )
-        told |= dict.fromkeys(expand(job_id), one)
-    for job in starved & told.keys():
-        told[job] = replace(told[job], out_of_memory=True)
-    return told
+        jobs |= dict.fromkeys(expand(job_id), one)
+    for job in starved & jobs.keys():
+        jobs[job] = replace(jobs[job], out_of_memory=True)
+    return jobs
 
 
 def _bases(job_ids: Iterable[str]) -> list[str]:
@@ -176,7 +176,7 @@ def _bases(job_ids: Iterable[str]) -> list[str]:
 
 
 def _ask(command: list[str]) -> str | Answer:
-    """What the command prints, or an answer that says why it printed nothing."""
+    """Return what the command prints, or an answer that says why it printed nothing."""
     try:
         done = subprocess.run(
             command,

@@ -1,6 +1,4 @@
-"""What the job of some cases asks of Slurm, by a cluster's rules. Jobs that ask the same can go
-out as one array.
-"""
+"""What a job asks of Slurm, by a cluster's rules. Jobs that ask for the same form one array."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +33,7 @@ class Resources:
 
 
 def resources(cluster: Cluster, case: Case, cases_per_job: int = 1) -> Resources:
-    """What a job of that many cases like `case` asks for.
+    """Return what a job of that many cases like `case` asks for.
 
     Raises:
         InputError: the cluster has no place for it.
@@ -67,7 +65,7 @@ def resources(cluster: Cluster, case: Case, cases_per_job: int = 1) -> Resources
 def _memory_bytes(
     cluster: Cluster, device: Device, case: Case, nodes: int, share: int
 ) -> int:
-    """The ranks' share of a node; more of it where the case's weights wait in main memory."""
+    """Return the ranks' share of a node, or more if the weights wait in main memory."""
     usual = device.host_memory_bytes * share
     if not (device.is_gpu and case.strategy.zero_offload):
         return usual
@@ -77,7 +75,7 @@ def _memory_bytes(
 
 
 def routes_for(cluster: Cluster) -> list[Route]:
-    """Where jobs of the cluster's device may go, in the order they are tried.
+    """Return where jobs of the cluster's device may go, in the order they are tried.
 
     What is only on request goes where its partition or QOS is named; a device that has
     partitions of its own goes to no other.

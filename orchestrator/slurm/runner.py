@@ -205,7 +205,7 @@ def _summary(study: str, jobs: Sequence[Sequence[Case]]) -> str:
 
 
 def _since(submissions: Iterable[Submission]) -> str:
-    """A day before the oldest submission: clocks and time zones differ."""
+    """Return a day before the oldest submission: clocks and time zones differ."""
     times = [datetime.fromisoformat(each.at) for each in submissions]
     oldest = min(times, default=datetime.now(UTC)) - timedelta(days=1)
     return f"{oldest:%Y-%m-%d}"

@@ -1,7 +1,7 @@
 """The script of a job: what Slurm is asked for, and the few lines that a node runs.
 
 Rendered from templates/slurm.sh.j2 to text that a person can read, submit and run by hand. It
-names packs and logs relative to the folder it lies in, so that no odd folder name comes into it.
+names job specs and logs relative to its own folder, so that it contains no odd folder name.
 """
 
 import re
@@ -27,14 +27,14 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def job_name(key: str) -> str:
-    """What the jobs of a submission are called; squeue and sacct find them by it."""
+    """Return the name of a submission's jobs, by which squeue and sacct find them."""
     return f"orch-{key}"
 
 
 def render(
     cluster: Cluster, need: Resources, *, key: str, jobs: int, summary: str
 ) -> str:
-    """The script of `jobs` jobs of one shape.
+    """Return the script of `jobs` jobs of one shape.
 
     Args:
         key: names the jobs, in Slurm's job name and comment.
@@ -87,7 +87,7 @@ def _comment(text: str) -> str:
 
 
 def _options(cluster: Cluster, need: Resources, key: str, jobs: int) -> list[str]:
-    """The #SBATCH options, in the order a person asks: who, where, what, how long."""
+    """Return the #SBATCH options, in the order a person asks: who, where, what, how long."""
     array = f"0-{jobs - 1}%{min(cluster.throttle, jobs)}" if jobs > 1 else None
     mail = cluster.mail
     cpus = need.cpus_per_task if cluster.give_cpus else None

@@ -38,7 +38,7 @@ def inherited(environment: dict[str, str]) -> list[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of Slurm's commands: nothing inherited, and output as we parse it."""
+    """Return the environment of Slurm's commands: nothing inherited, and output as we parse it."""
     environment = dict(os.environ)
     for name in inherited(environment):
         del environment[name]

@@ -1,4 +1,4 @@
-"""Where each case of a study stands: records, ledger, heartbeats and the runner, joined.
+"""The status of each case of a study: records, ledger, heartbeats and the runner, joined.
 
 A case is done when it has a valid record, and only then. A job that runs no more and left none
 is `lost`, whatever the scheduler says of it; where nobody answers, nothing is concluded.
@@ -34,7 +34,7 @@ accepted is left out."""
 
 @dataclass(frozen=True, kw_only=True)
 class CaseStatus:
-    """Where one case stands."""
+    """The status of one case, and why."""
 
     case_id: str
     status: Status
@@ -74,7 +74,7 @@ class _Files:
 def case_statuses(
     study: Study, ledger: Ledger, ask: Ask, ids: Sequence[str] | None = None
 ) -> list[CaseStatus]:
-    """Where the cases stand, in grid order.
+    """Return the status of each case, in grid order.
 
     Args:
         ask: asked once, for the cases that were submitted and have no valid record.
@@ -101,7 +101,7 @@ def case_statuses(
 
 
 def _may_go_on(record: Record | None) -> bool:
-    """Whether the job may still have to do with the case: no record, or it is requeued."""
+    """Return whether the job may still run the case: it has no record, or was requeued."""
     return record is None or record.cause in INTERRUPTED
 
 
@@ -208,8 +208,8 @@ def _why(runs: bool, state: JobState) -> str:
     return "its job runs; another case of the job comes first"
 
 
-def _seconds_since(moment: datetime) -> float:
-    return max(0.0, (datetime.now(UTC) - moment).total_seconds())
+def _seconds_since(time: datetime) -> float:
+    return max(0.0, (datetime.now(UTC) - time).total_seconds())
 
 
 def _heartbeat(attempt: Attempt) -> Heartbeat | None:

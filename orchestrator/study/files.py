@@ -75,7 +75,7 @@ class Attempt:
         )
 
     def read_record(self) -> Record | None:
-        """The record, or None if none was written yet.
+        """Return the record, or None if none was written yet.
 
         Raises:
             RecordError: the file is not a valid record of this case and attempt.
@@ -140,11 +140,11 @@ class Study:
         return self.job_dir(key) / f"job-{index}.json"
 
     def case_dir(self, case_id: str) -> Path:
-        """The folder of one case."""
+        """Return the folder of one case."""
         return self.folder / "cases" / case_id
 
     def case_file(self, case_id: str) -> Path:
-        """The case as JSON, for the ranks of a job."""
+        """Return the case as JSON, for the ranks of a job."""
         return self.case_dir(case_id) / "case.json"
 
     def create(self) -> None:
@@ -206,14 +206,14 @@ class Study:
             raise OrchError(f"{file} cannot be read as a case: {error}") from error
 
     def ordered_ids(self) -> list[str]:
-        """Case ids in grid order, as of the last submit; empty if study.json is damaged."""
+        """Return case ids in the grid order of the last submit; [] if study.json is damaged."""
         try:
             return [str(case_id) for case_id in self.read_facts().get("cases", [])]
         except (OrchError, TypeError):
             return []
 
     def case_ids(self) -> list[str]:
-        """All case ids of the study, in grid order."""
+        """Return all case ids of the study, in grid order."""
         ordered = self.ordered_ids()
         known = set(ordered)
         cases = self.folder / "cases"
@@ -233,7 +233,7 @@ class Study:
         (self.case_dir(case_id) / "pruned.json").unlink(missing_ok=True)
 
     def pruned(self, case_id: str) -> str | None:
-        """Why the case cannot fit, or None."""
+        """Return why the case cannot fit, or None."""
         try:
             text = (self.case_dir(case_id) / "pruned.json").read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -244,7 +244,7 @@ class Study:
             return "unknown reason: pruned.json is damaged"
 
     def attempts(self, case_id: str) -> list[Attempt]:
-        """All attempts of a case, the first one first."""
+        """Return all attempts of a case, the first one first."""
         try:
             names = os.listdir(self.case_dir(case_id))
         except FileNotFoundError:
@@ -271,7 +271,7 @@ class Study:
 
 
 def attempt_in(folder: Path) -> Attempt:
-    """The attempt that lives in `folder`.
+    """Return the attempt that lives in `folder`.
 
     Raises:
         InputError: the folder is not named like an attempt.

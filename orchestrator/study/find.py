@@ -10,7 +10,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def named_study(results: Path, name: str) -> Study:
-    """The study of that name; it need not exist.
+    """Return the study of that name; it need not exist.
 
     Raises:
         InputError: the name is not that of a plain folder.
@@ -24,7 +24,7 @@ def named_study(results: Path, name: str) -> Study:
 
 
 def studies(results: Path) -> list[Study]:
-    """Every study in `results`, the one last submitted to first."""
+    """Return every study in `results`, the one last submitted to first."""
     found = [file.parent for file in results.glob("*/study.json")]
     found.sort(
         key=lambda folder: (folder / "study.json").stat().st_mtime_ns, reverse=True
@@ -33,7 +33,7 @@ def studies(results: Path) -> list[Study]:
 
 
 def find_study(results: Path, name: str | None) -> Study:
-    """The named study, or the one last submitted to.
+    """Return the named study, or the one last submitted to.
 
     Raises:
         InputError: there is no such study.

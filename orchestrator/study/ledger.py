@@ -83,7 +83,7 @@ class Ledger:
     """Lines that are no event: torn by a crash, or edited."""
 
     def asked(self) -> dict[str, Asked]:
-        """Case id → its last submission that was not refused."""
+        """Map case id → its last submission that was not refused."""
         last: dict[str, Asked] = {}
         for submission in self.submissions.values():
             if submission.refused is not None:
@@ -94,7 +94,7 @@ class Ledger:
         return last
 
     def refusals(self) -> dict[str, str]:
-        """Case id → why the runner refused it, where that was the last answer."""
+        """Map case id → why the runner refused it, where that was the last answer."""
         last: dict[str, str | None] = {}
         for submission in self.submissions.values():
             for entries in submission.jobs:

@@ -110,7 +110,7 @@ def _acquire(
 
 
 class _Watch:
-    """Tells a dead holder, by its process on this host, by its file's stillness elsewhere."""
+    """Recognises a dead holder: here by its process, elsewhere by its file, which stands still."""
 
     def __init__(self) -> None:
         self.seen: tuple[str, int] | None = None

@@ -21,7 +21,7 @@ class GpuHours:
 
 
 def gpu_hours(found: Iterable[CaseStatus]) -> GpuHours | None:
-    """What the cases took and can still take; None where none of them went to Slurm."""
+    """Return what the cases took and can still take; None if none of them went to Slurm."""
     used_s = to_come_s = 0.0
     any_slurm = False
     jobs: set[str] = set()

@@ -13,7 +13,7 @@ from orchestrator.study.lock import holder_of
 
 
 def runner_for(cluster: Cluster) -> Runner:
-    """The runner of a cluster."""
+    """Return the runner of a cluster."""
     if cluster.kind == "local":
         from orchestrator.local.runner import LocalRunner
 
@@ -27,17 +27,17 @@ RunnerOf = Callable[[str], Runner]
 
 
 def runner_of(cluster: str) -> Runner:
-    """The runner of the cluster that the ledger names."""
+    """Return the runner of the cluster that the ledger names."""
     return runner_for(load_cluster(cluster))
 
 
 def study_statuses(study: Study) -> list[CaseStatus]:
-    """Where every case of the study is now."""
+    """Return the status of every case of the study."""
     return case_statuses(study, read_ledger(study.ledger_file), asker(study))
 
 
 def asker(study: Study, runner_of: RunnerOf = runner_of) -> Ask:
-    """What `case_statuses` asks about the study's jobs."""
+    """Return the function by which `case_statuses` asks about the study's jobs."""
 
     def ask(submitted: Iterable[Asked]) -> dict[str, JobState]:
         by_cluster: defaultdict[str, list[Asked]] = defaultdict(list)
@@ -75,7 +75,7 @@ def _ask_one(
 
 
 def _job_ids(study: Study, runner: Runner, group: list[Asked]) -> dict[str, str | None]:
-    """Case id → its job; None if no runner has it."""
+    """Map case id → its job; None if no runner has it."""
     still_open = {
         each.submission.key: each.submission
         for each in group

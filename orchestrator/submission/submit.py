@@ -32,7 +32,7 @@ class Outcome:
 
 
 def entry_of(study: Study, status: CaseStatus) -> Entry:
-    """What to ask for a case: a result newer than the one it has."""
+    """Return the ledger's entry for a case: ask for a newer result than it has."""
     attempts = study.attempts(status.case_id)
     opened = attempts[-1].number if attempts else 0
     if status.record is not None:

@@ -26,7 +26,7 @@ _WORK = (
 
 
 def ids_agree(found: Iterable[CaseStatus]) -> dict[str, bool]:
-    """Case id → whether its ids are the reference's; without those nothing compares with."""
+    """Map case id → whether its ids are the reference's; without those nothing compares with."""
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for each in found:
         if each.status == "ok" and each.record and _compares(each.record):
@@ -41,7 +41,7 @@ def ids_agree(found: Iterable[CaseStatus]) -> dict[str, bool]:
 
 
 def void(found: Iterable[CaseStatus], agrees: Mapping[str, bool]) -> frozenset[str]:
-    """Ids of the cases whose numbers do not count."""
+    """Return the ids of the cases whose numbers do not count."""
     return frozenset(
         each.case_id
         for each in found
@@ -50,7 +50,7 @@ def void(found: Iterable[CaseStatus], agrees: Mapping[str, bool]) -> frozenset[s
 
 
 def complaint(agrees: Mapping[str, bool], no_number: frozenset[str]) -> str | None:
-    """One line that names the cases whose ids differ; None where there is none."""
+    """One line that names the cases whose ids differ; None if there is none."""
     differing = [case_id for case_id, same in agrees.items() if not same]
     if not differing:
         return None
@@ -83,7 +83,7 @@ def _work(record: Record) -> tuple[Any, ...]:
 
 
 def _reference(records: Sequence[Record]) -> str | None:
-    """The digest to compare with; None, which nothing equals, where two are equally likely."""
+    """Return the digest to compare with; None, which nothing equals, if two are equally likely."""
     single = [each for each in records if each.case.strategy.names == ("single",)]
     counted = Counter(each.ids_digest for each in single or records).most_common(2)
     if len(counted) == 2 and counted[0][1] == counted[1][1]:

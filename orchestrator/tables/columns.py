@@ -87,7 +87,7 @@ COLUMNS = _columns()
 def long_row(
     each: CaseStatus, ids_agree: bool | None = None, *, counts: bool = True
 ) -> dict[str, Cell]:
-    """One case; None where a column does not apply. Numbers only if the record is ok.
+    """One case; None if a column does not apply. Numbers only if the record is ok.
 
     Args:
         ids_agree: whether its ids are those of the other cases with the same work.
@@ -117,7 +117,7 @@ def _case_cells(case: Case) -> dict[str, Cell]:
 
 
 def _option_cells(strategy: Strategy) -> dict[str, Cell]:
-    """Each option that the strategy has; a list as 1-3, a number of text's column as text."""
+    """Return every option of the strategy, a list as `1-3`."""
     cells: dict[str, Cell] = {}
     for part in strategy.parts.values():
         for name, kind in _OPTIONS.items():
@@ -128,7 +128,7 @@ def _option_cells(strategy: Strategy) -> dict[str, Cell]:
 
 
 def options(strategy: Strategy) -> str | None:
-    """What is set of a strategy besides degrees, as JSON; None if all is at its default."""
+    """Return what is set of a strategy besides degrees, as JSON; None if all is at its default."""
     changed = {
         name: value
         for part in strategy.options().values()

@@ -1,16 +1,21 @@
-"""Rows as CSV, Markdown, LaTeX, JSON or Parquet, with every text escaped for where it goes."""
+"""A DataFrame as CSV, Markdown, LaTeX, JSON or Parquet, each text escaped for where it goes.
+
+CSV and JSON have all digits, Markdown and LaTeX four. In CSV, text that a spreadsheet would take
+for a formula gets a ' before it.
+"""
 
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+
+from pandas import DataFrame
 
 from orchestrator.errors import OrchError
-from orchestrator.tables.columns import Cell, Kind
-from orchestrator.tables.long import data_frame
+from orchestrator.tables.columns import Cell
 
-Rows = Sequence[Mapping[str, Cell]]
+Rows = Sequence[Sequence[Cell]]
 
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 _MARKDOWN = re.compile(r"([\\|`*\[\]])")
@@ -21,60 +26,61 @@ _LATEX = {
 }  # fmt: skip
 
 
-def text_of(columns: Sequence[str], rows: Rows, kind: str) -> str:
-    """The table in one of the text formats: csv, markdown, latex, json."""
-    return _WRITERS[kind](columns, rows)
+def text_of(frame: DataFrame, kind: str) -> str:
+    """Return the table in one of the text formats: csv, markdown, latex, json."""
+    return _WRITERS[kind](list(frame.columns), _rows(frame))
 
 
-def csv_text(columns: Sequence[str], rows: Rows) -> str:
-    """Header and rows; a text that a spreadsheet would take for a formula gets a ' before it."""
+def _rows(frame: DataFrame) -> list[tuple[Cell, ...]]:
+    """Return the rows as plain values; absent is None."""
+    cells = frame.astype(object)
+    return list(cells.where(cells.notna(), None).itertuples(index=False, name=None))
+
+
+def _csv_text(columns: Sequence[str], rows: Rows) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_csv_cell(row[column]) for column in columns])
+    writer.writerows([_csv_cell(cell) for cell in row] for row in rows)
     return stream.getvalue()
 
 
-def markdown_text(columns: Sequence[str], rows: Rows) -> str:
-    """A GitHub table; numbers to four digits, right-aligned."""
-    sides = [_side(rows, column) for column in columns]
-    rule = ["---:" if side == "r" else "---" for side in sides]
-    body = [[_markdown_cell(row[column]) for column in columns] for row in rows]
+def _markdown_text(columns: Sequence[str], rows: Rows) -> str:
+    rule = ["---:" if side == "r" else "---" for side in _sides(columns, rows)]
+    body = [[_markdown_cell(cell) for cell in row] for row in rows]
     lines = [[_markdown_cell(column) for column in columns], rule, *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex_text(columns: Sequence[str], rows: Rows) -> str:
-    """A tabular that needs no package; numbers to four digits."""
-    sides = "".join(_side(rows, column) for column in columns)
-    body = [[_latex_cell(row[column]) for column in columns] for row in rows]
+def _latex_text(columns: Sequence[str], rows: Rows) -> str:
+    # A tabular that needs no package.
+    body = [[_latex_cell(cell) for cell in row] for row in rows]
     head = " & ".join(map(_latex_cell, columns))
+    sides = "".join(_sides(columns, rows))
     lines = [f"\\begin{{tabular}}{{{sides}}}", "\\hline", f"{head} \\\\", "\\hline"]
     lines += [f"{' & '.join(line)} \\\\" for line in body]
     return "\n".join([*lines, "\\hline", "\\end{tabular}"]) + "\n"
 
 
-def json_text(columns: Sequence[str], rows: Rows) -> str:
-    """A list of rows; absent is null."""
-    whole = [{column: row[column] for column in columns} for row in rows]
+def _json_text(columns: Sequence[str], rows: Rows) -> str:
+    whole = [dict(zip(columns, row, strict=True)) for row in rows]
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 _WRITERS: dict[str, Callable[[Sequence[str], Rows], str]] = {
-    "csv": csv_text, "markdown": markdown_text, "latex": latex_text, "json": json_text,
+    "csv": _csv_text, "markdown": _markdown_text, "latex": _latex_text, "json": _json_text,
 }  # fmt: skip
 
 
-def parquet_bytes(kinds: Mapping[str, Kind], rows: Rows) -> bytes:
-    """A Parquet file whose column types do not depend on the rows.
+def parquet_bytes(frame: DataFrame) -> bytes:
+    """Return the table as a Parquet file.
 
     Raises:
         OrchError: pyarrow, which pandas writes it with, is not installed.
     """
     stream = io.BytesIO()
     try:
-        data_frame(kinds, rows).to_parquet(stream, engine="pyarrow", index=False)
+        frame.to_parquet(stream, engine="pyarrow", index=False)
     except ImportError as error:
         raise OrchError(
             "Parquet needs pyarrow: pip install -e '.[parquet]' in the checkout"
@@ -83,7 +89,7 @@ def parquet_bytes(kinds: Mapping[str, Kind], rows: Rows) -> bytes:
 
 
 def shown(value: Cell) -> str:
-    """A cell for a person."""
+    """Return a cell for a person."""
     rounded = four_digits(value)
     if rounded is None:
         return ""
@@ -122,6 +128,9 @@ def _latex_cell(value: Cell) -> str:
     )
 
 
-def _side(rows: Rows, column: str) -> str:
-    numbers = any(isinstance(row[column], int | float) for row in rows)
-    return "r" if numbers else "l"
+def _sides(columns: Sequence[str], rows: Rows) -> list[str]:
+    """Return the alignment of each column: numbers to the right."""
+    return [
+        "r" if any(isinstance(row[index], int | float) for row in rows) else "l"
+        for index in range(len(columns))
+    ]

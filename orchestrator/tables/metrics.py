@@ -158,7 +158,7 @@ def _fullest(record: Record, of: Callable[[RankFacts], float]) -> Value:
 
 @_fact
 def load_s(record: Record) -> Value:
-    """Seconds of loading and spreading the weights, on the slowest rank."""
+    """Seconds of loading the weights, on the slowest rank."""
     return _fullest(record, lambda rank: rank.load_s)
 
 
@@ -243,7 +243,7 @@ def runs(record: Record) -> list[MeasuredSample]:
 
 
 def measure(samples: Sequence[MeasuredSample], metric: Metric) -> Summary:
-    """The metric over an attempt's samples; nothing where one of them leaves it undefined."""
+    """The metric over an attempt's samples; nothing if one of them leaves it undefined."""
     values = [metric(run) for run in samples]
     known = [value for value in values if value is not None]
     return summarise(known if len(known) == len(values) else [])

@@ -5,6 +5,8 @@ of GPUs. Nothing is left out: what has no number has a word.
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from pandas import DataFrame
+
 from orchestrator.case import Case
 from orchestrator.errors import InputError, nearest
 from orchestrator.record import Record
@@ -24,10 +26,10 @@ _OF_THE_MODEL = ("path", "random", "model_seed")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows ready to be written, and what to say of them."""
+    """A row per strategy, and what to say of them."""
 
-    columns: tuple[str, ...]
-    rows: tuple[dict[str, Cell], ...]
+    frame: DataFrame
+    """Keys, then a column per number of GPUs: a `Summary`, a word, or nothing without a case."""
     about: str
     """One line: the metric, its unit, n, the spread, and what the words mean."""
 
@@ -35,7 +37,7 @@ class Table:
 def comparison(
     found: Sequence[CaseStatus], metric: str, void: Collection[str] = ()
 ) -> Table:
-    """The table of one metric.
+    """Return the table of one metric.
 
     Args:
         void: ids of measured cases whose numbers do not count (`agreement.void`).
@@ -49,22 +51,29 @@ def comparison(
     counts = sorted({case.gpus for _, case in cases})
     noun = _noun([each.record for each, _ in cases])
     names = {gpus: counted(gpus, noun) for gpus in counts}
-    rows: dict[tuple[str, ...], dict[str, Cell]] = {}
+    rows: dict[tuple[str, ...], dict[str, Cell | Summary]] = {}
     summaries = []
     for each, case in cases:
         key = tuple(str(_value(case, name)) for name in keys)
         row = rows.setdefault(key, _empty_row(case, keys, names.values()))
         is_void = each.case_id in void
-        summary = Summary(0) if is_void else _summary(each, metric)
-        summaries.append(summary)
-        row[names[case.gpus]] = "invalid" if is_void else _cell(each, summary)
-    columns = (*keys, *names.values())
-    hidden = len(found) - len(cases)
-    return Table(columns, tuple(rows.values()), _about(metric, summaries, hidden))
+        cell = "invalid" if is_void else _cell(each, metric)
+        row[names[case.gpus]] = cell
+        if isinstance(cell, Summary):
+            summaries.append(cell)
+    frame = DataFrame(
+        list(rows.values()), columns=[*keys, *names.values()], dtype=object
+    )
+    return Table(frame, _about(metric, summaries, len(found) - len(cases)))
+
+
+def means(frame: DataFrame) -> DataFrame:
+    """Return the table with the mean in place of each `Summary`."""
+    return frame.map(lambda cell: cell.mean if isinstance(cell, Summary) else cell)
 
 
 def unit(metric: str) -> str:
-    """The unit that a metric's name ends in."""
+    """Return the unit that a metric's name ends in."""
     ends = {"_tok_per_s": "tokens/s", "_per_s": "steps/s", "_s": "s", "_bytes": "bytes",
             "_share": "share"}  # fmt: skip
     return next(word for end, word in ends.items() if metric.endswith(end))
@@ -110,14 +119,14 @@ def _value(case: Case, name: str) -> Cell:
 
 def _empty_row(
     case: Case, keys: Sequence[str], names: Iterable[str]
-) -> dict[str, Cell]:
-    row = {name: _value(case, name) for name in keys}
+) -> dict[str, Cell | Summary]:
+    row: dict[str, Cell | Summary] = {name: _value(case, name) for name in keys}
     row.update(dict.fromkeys(names))
     return row
 
 
 def _noun(records: Sequence[Record | None]) -> str:
-    """What a column counts: workers as soon as one rank was a CPU process, else GPUs."""
+    """Return what a column counts: workers as soon as one rank was a CPU process, else GPUs."""
     kinds = {
         rank.device_kind
         for record in records
@@ -127,19 +136,17 @@ def _noun(records: Sequence[Record | None]) -> str:
     return "worker" if "cpu" in kinds else "GPU"
 
 
-def _summary(each: CaseStatus, metric: str) -> Summary:
-    if each.status != "ok" or each.record is None:
-        return Summary(0)
+def _summary(record: Record, metric: str) -> Summary:
     if metric in METRICS:
-        return measure(runs(each.record), METRICS[metric])
-    value = FACTS[metric](each.record)
+        return measure(runs(record), METRICS[metric])
+    value = FACTS[metric](record)
     return Summary(0 if value is None else 1, value)
 
 
-def _cell(each: CaseStatus, summary: Summary) -> Cell:
+def _cell(each: CaseStatus, metric: str) -> Summary | str | None:
+    if each.status == "ok" and each.record is not None:
+        return _summary(each.record, metric)
     match each.status:
-        case "ok":
-            return summary.mean
         case "oom" | "pruned":
             return "#"
         case "failed" | "invalid":

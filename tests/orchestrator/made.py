@@ -1,5 +1,6 @@
 """Cases, records and whole studies for tests, made without running anything."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from orchestrator.grids.strategies import resolve
 from orchestrator.record import RankFacts, Record, Sample
 from orchestrator.study.files import Study
 from orchestrator.study.ledger import Entry, LedgerWriter
+from orchestrator.tables.formats import text_of
+from orchestrator.tables.table import Table, means
 
 SHAPE = ModelShape(
     dim=64, n_layers=4, n_heads=8, n_kv_heads=4, ffn_dim=128, vocab_size=256
@@ -128,3 +131,10 @@ def big_study(results: Path, number: int) -> Study:
     ledger.intend("one", "local", "local", [entries])
     ledger.accept("one", ["one"])
     return study
+
+
+def rows_of(table: Table) -> list[dict[str, Any]]:
+    """Return the rows of a comparison, with the mean of each cell, as JSON has them."""
+    rows = json.loads(text_of(means(table.frame), "json"))
+    assert isinstance(rows, list)
+    return rows

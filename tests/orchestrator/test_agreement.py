@@ -11,7 +11,7 @@ from orchestrator.commands.collect import print_table
 from orchestrator.study.case_status import CaseStatus
 from orchestrator.tables.agreement import complaint, ids_agree, void
 from orchestrator.tables.table import comparison
-from tests.orchestrator.made import a_case, a_failure, a_record, a_study, file
+from tests.orchestrator.made import a_case, a_failure, a_record, a_study, file, rows_of
 
 SAME, OTHER, THIRD = "aa" * 32, "bb" * 32, "cc" * 32
 
@@ -94,7 +94,7 @@ def test_failures_and_open_cases_are_no_evidence() -> None:
 )  # fmt: skip
 def test_only_exact_types_lose_their_number(dtype: str, cell: object) -> None:
     found = [ran(SAME, "single", dtype=dtype), ran(OTHER, "tensor", dtype=dtype)]
-    rows = comparison(found, "ttft_s", void(found, ids_agree(found))).rows
+    rows = rows_of(comparison(found, "ttft_s", void(found, ids_agree(found))))
     assert [row["1 GPU"] for row in rows] == [2.0, cell]
 
 

@@ -1,5 +1,6 @@
 """A notebook gets a study as a DataFrame, from whatever folder it runs in."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import orchestrator
 from orchestrator.errors import InputError
 from orchestrator.tables.columns import COLUMNS
+from orchestrator.tables.formats import parquet_bytes
 from tests.orchestrator.made import a_case, a_failure, a_record, a_study
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -63,3 +65,18 @@ def test_a_case_whose_ids_are_wrong_has_no_numbers(tmp_path: Path) -> None:
     assert list(frame["status"]) == ["ok", "ok", "invalid"]
     assert list(frame["n"]) == [3, 3, 0]
     assert frame["decode_tok_per_s_mean"].isna().tolist() == [False, False, True]
+
+
+def test_parquet_keeps_its_types_where_every_cell_is_empty(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    types = []
+    for digest in (None, "aa" * 32):
+        a_result(tmp_path / str(digest), digest)
+        written = parquet_bytes(orchestrator.frame("seen", tmp_path / str(digest)))
+        table = parquet.read_table(io.BytesIO(written))
+        assert table.column("status").to_pylist() == ["ok" if digest else "failed"]
+        types.append([(field.name, str(field.type)) for field in table.schema])
+    assert types[0] == types[1]
+    assert dict(types[0])["ttft_s_mean"] == "double"
+    assert dict(types[0])["gpus"] == "int64"
+    assert dict(types[0])["stop_at_eos"] == "bool"

@@ -6,7 +6,14 @@ from kernels.strategies import ModelParallel, Parallel
 from orchestrator.errors import InputError
 from orchestrator.study.case_status import CaseStatus, Status
 from orchestrator.tables.table import comparison
-from tests.orchestrator.made import a_case, a_failure, a_rank, a_record, a_sample
+from tests.orchestrator.made import (
+    a_case,
+    a_failure,
+    a_rank,
+    a_record,
+    a_sample,
+    rows_of,
+)
 
 
 def stands(status: Status, cause: str | None = None, **changes: object) -> CaseStatus:
@@ -27,14 +34,20 @@ def test_the_table_has_a_row_per_model_and_strategy_and_a_column_per_gpu_count()
         for gpus in (1, 2, 4)
     ]
     table = comparison(found, "output_tok_per_s")
-    assert table.columns == ("model", "strategy", "1 GPU", "2 GPUs", "4 GPUs")
-    assert [(row["model"], row["strategy"]) for row in table.rows] == [
+    assert tuple(table.frame.columns) == (
+        "model",
+        "strategy",
+        "1 GPU",
+        "2 GPUs",
+        "4 GPUs",
+    )
+    assert [(row["model"], row["strategy"]) for row in rows_of(table)] == [
         ("llama-2-7b", "model"), ("llama-2-7b", "tensor"),
         ("llama-2-13b", "model"), ("llama-2-13b", "tensor"),
     ]  # fmt: skip
     assert all(
         row["4 GPUs"] == pytest.approx((6 / 3 + 6 / 4 + 6 / 5) / 3)
-        for row in table.rows
+        for row in rows_of(table)
     )
 
 
@@ -50,13 +63,13 @@ def test_the_table_has_a_row_per_model_and_strategy_and_a_column_per_gpu_count()
 def test_where_there_is_no_number_there_is_a_word(
     status: Status, cause: str | None, cell: str
 ) -> None:
-    (row,) = comparison([stands(status, cause)], "output_tok_per_s").rows
+    (row,) = rows_of(comparison([stands(status, cause)], "output_tok_per_s"))
     assert row["1 GPU"] == cell
 
 
 def test_a_gpu_count_that_a_row_was_not_asked_for_is_empty() -> None:
     found = [stands("ok", label="single"), stands("ok", gpus=2)]
-    rows = comparison(found, "ttft_s").rows
+    rows = rows_of(comparison(found, "ttft_s"))
     assert [row["2 GPUs"] for row in rows] == [None, 2.0]
 
 
@@ -64,19 +77,29 @@ def test_whatever_else_varies_is_a_column_and_what_does_not_is_none() -> None:
     found = [stands("ok", dtype=dtype, batch_size=b) for dtype in ("float32", "bfloat16")
              for b in (1, 4)]  # fmt: skip
     table = comparison(found, "ttft_s")
-    assert table.columns == ("model", "strategy", "dtype", "batch_size", "1 GPU")
-    assert len(table.rows) == 4
+    assert tuple(table.frame.columns) == (
+        "model",
+        "strategy",
+        "dtype",
+        "batch_size",
+        "1 GPU",
+    )
+    assert len(rows_of(table)) == 4
 
 
 def test_two_checkpoints_under_one_name_are_told_apart() -> None:
     found = [stands("ok", random=None, path=path) for path in ("a", "b")]
     table = comparison(found, "ttft_s")
-    assert [row["path"] for row in table.rows] == ["a", "b"]
+    assert [row["path"] for row in rows_of(table)] == ["a", "b"]
 
 
 def test_two_models_need_no_column_for_their_paths() -> None:
     found = [stands("ok", random=None, model=m, path=m) for m in ("a", "b")]
-    assert comparison(found, "ttft_s").columns == ("model", "strategy", "1 GPU")
+    assert tuple(comparison(found, "ttft_s").frame.columns) == (
+        "model",
+        "strategy",
+        "1 GPU",
+    )
 
 
 def test_no_two_cases_ever_share_a_cell() -> None:
@@ -88,7 +111,7 @@ def test_no_two_cases_ever_share_a_cell() -> None:
         stands("ok", name="model", gpus=2, strategy=each) for each in (equal, split)
     ]
     table = comparison(found, "ttft_s")
-    assert [row["options"] for row in table.rows] == [None, '{"split": [1, 3]}']
+    assert [row["options"] for row in rows_of(table)] == [None, '{"split": [1, 3]}']
 
 
 def test_processors_are_called_workers() -> None:
@@ -97,7 +120,7 @@ def test_processors_are_called_workers() -> None:
         case, ranks=[a_rank(rank, device="EPYC", device_kind="cpu") for rank in (0, 1)]
     )
     each = CaseStatus(case_id="x", status="ok", case=case, record=record)
-    assert comparison([each], "ttft_s").columns[-1] == "2 workers"
+    assert comparison([each], "ttft_s").frame.columns[-1] == "2 workers"
 
 
 def test_the_line_about_the_table_says_metric_unit_n_spread_and_sign() -> None:
@@ -117,8 +140,14 @@ def test_single_samples_have_no_interval_to_speak_of() -> None:
 
 def test_a_fact_can_be_the_metric() -> None:
     table = comparison([stands("ok")], "peak_memory_bytes")
-    assert table.rows[0]["1 GPU"] == 1000
+    assert rows_of(table)[0]["1 GPU"] == 1000
     assert "peak_memory_bytes in bytes" in table.about
+
+
+def test_a_cell_keeps_its_interval_until_it_is_written() -> None:
+    (cell,) = comparison([stands("ok")], "ttft_s").frame["1 GPU"]
+    assert (cell.n, cell.mean) == (3, 2.0)
+    assert cell.ci95_low < 2.0 < cell.ci95_high
 
 
 def test_an_unknown_metric_names_the_nearest() -> None:
@@ -132,8 +161,8 @@ def test_a_failure_s_record_gives_no_number() -> None:
     each = CaseStatus(
         case_id="x", status="failed", cause="timeout", case=case, record=record
     )
-    assert comparison([each], "ttft_s").rows[0]["1 GPU"] == "timeout"
+    assert rows_of(comparison([each], "ttft_s"))[0]["1 GPU"] == "timeout"
 
 
 def test_no_cases_make_an_empty_table() -> None:
-    assert comparison([], "ttft_s").rows == ()
+    assert rows_of(comparison([], "ttft_s")) == []
