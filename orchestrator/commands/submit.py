@@ -160,7 +160,8 @@ def submit_target(target: Target, runner_of: RunnerOf = runner_of) -> Done:
     study = target.study
     study.create()
     with locked(study.lock_file, on_wait=_say_waiting):
-        plans = plan(target, settle_interrupted(study, runner_of), runner_of)
+        ledger = settle_interrupted(study, runner_of)
+        plans = plan(target, ledger, runner_of)
         file_plan(target, plans)
         entries = {
             case.case_id: entry_of(study, plans.statuses[case.case_id])
@@ -169,7 +170,13 @@ def submit_target(target: Target, runner_of: RunnerOf = runner_of) -> Done:
         outcome = submit_cases(
             study, plans.todo, entries, target.runner, target.cluster_name
         )
-    return Done(plans, _says(target, plans, outcome), bool(outcome.problems))
+    says = _says(target, plans, outcome)
+    if ledger.damaged_lines:
+        says.append(
+            f"{study.ledger_file}: {counted(ledger.damaged_lines, 'line')} cannot be read; jobs "
+            f"that only such a line names are not known: look for them with squeue"
+        )
+    return Done(plans, says, bool(outcome.problems))
 
 
 def _say_waiting(holder: Holder) -> None:

@@ -85,6 +85,16 @@ def test_failed_cases_stay_failed_and_submit_says_so(sandbox: Sandbox) -> None:
     assert len(sandbox.starts()) == 4
 
 
+def test_a_ledger_with_lines_that_cannot_be_read_is_told(sandbox: Sandbox) -> None:
+    sandbox.submit("--wait")
+    ledger = Study(sandbox.results / "quick").ledger_file
+    with ledger.open("a") as stream:
+        stream.write('{"event": "inten')
+    again = sandbox.submit()
+    assert again.returncode == 0
+    assert f"{ledger}: 1 line cannot be read" in again.stderr
+
+
 def test_what_cannot_fit_is_pruned_with_its_reason(sandbox: Sandbox) -> None:
     text = sandbox.grid.read_text().replace("dim: 64", "dim: 65536")
     text = text.replace("ffn_dim: 128", "ffn_dim: 1000000").replace(
