@@ -80,7 +80,8 @@ def cut(shape: ModelShape, placement: Placement, groups: Groups) -> Llama:
     """Return the rank's part of the model on the meta device, joined to the other ranks' parts."""
     with torch.device("meta"):
         model = Llama(shape)
-    model_parallel(model, placement)
+    if groups.stages.size > 1:
+        model_parallel(model, placement)
     if groups.shards.size > 1:
         tensor_parallel(model, placement, groups.shards)
     return model.eval().requires_grad_(False)
