@@ -14,7 +14,7 @@ _WEIGHTS = ("*.safetensors", "consolidated.*.pth")
 
 
 def shape_of(case: Case) -> ModelShape:
-    """Return the shape of the case's model. Who has the case's grid takes `Grid.shapes`.
+    """Return the shape of the case's model.
 
     A checkpoint that is not on this machine has the shape that its name is known for.
 

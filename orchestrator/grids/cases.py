@@ -53,11 +53,6 @@ class CaseMaker:
         self.notes: dict[str, None] = {}
         """What a person should know, though it is no error."""
 
-    @property
-    def shapes(self) -> dict[str, ModelShape]:
-        """Model → its shape, of the cases made so far."""
-        return {name: model.shape for name, model in self._models.items() if model}
-
     def case(self, point: Point) -> Case | None:
         """Return the point's case, or None after noting in the document why it cannot be."""
         model = self._model(point)

@@ -16,7 +16,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.shapes import ModelShape
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import cluster_names
 from orchestrator.errors import InputError, nearest
@@ -42,8 +41,6 @@ class Grid:
     """The file as it is."""
     notes: list[str]
     """What a person should be told though nothing is wrong, a line each."""
-    shapes: dict[str, ModelShape]
-    """Model → its shape, read once for all its cases."""
 
 
 def load_grid(file: Path, *, dry_run: bool = False, subset: str | None = None) -> Grid:
@@ -74,7 +71,6 @@ def load_grid(file: Path, *, dry_run: bool = False, subset: str | None = None) -
         cases=cases,
         text=document.text,
         notes=[*maker.notes, *again, *_unused(grid, points)],
-        shapes=maker.shapes,
     )
 
 

@@ -21,7 +21,6 @@ from orchestrator.clusters.cluster import load_cluster
 from orchestrator.commands.submit import submit_target
 from orchestrator.grids.grid import Grid
 from orchestrator.job_spec import JobSpec
-from orchestrator.models import shape_of
 from orchestrator.runner import JobBatch, JobState
 from orchestrator.study.files import Study
 from orchestrator.study.ledger import Submission
@@ -90,10 +89,7 @@ class ForkRunner:
 
 def submit(results: Path) -> None:
     """What `orch submit` does once the grid is read."""
-    shapes = {case.model: shape_of(case) for case in CASES}
-    grid = Grid(
-        study="swept", cluster="local", cases=CASES, text="", notes=[], shapes=shapes
-    )
+    grid = Grid(study="swept", cluster="local", cases=CASES, text="", notes=[])
     runner = ForkRunner()
     request = Request(Path("grid.yaml"), results)
     study = Study(results / "swept")
