@@ -39,15 +39,12 @@ class ClockMarks:
         self._start = 0.0
 
     def start(self) -> None:
-        """The window is open."""
         self._start = time.perf_counter()
 
     def token(self, index: int) -> None:
-        """The work for this token is done."""
         self._at[index] = time.perf_counter()
 
     def seconds(self) -> list[float]:
-        """From the start to each token that was marked."""
         return [at - self._start for at in self._at if at]
 
 
@@ -60,16 +57,13 @@ class EventMarks:
         self._marked: set[int] = set()
 
     def start(self) -> None:
-        """The window is open."""
         self._start.record()
 
     def token(self, index: int) -> None:
-        """The work for this token was issued."""
         self._events[index].record()
         self._marked.add(index)
 
     def seconds(self) -> list[float]:
-        """From the start to each token that was marked."""
         torch.cuda.synchronize()
         return [
             self._start.elapsed_time(self._events[index]) / 1000

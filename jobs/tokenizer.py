@@ -95,12 +95,10 @@ class SentencePieceTokenizer:
         self.eos_ids = eos_ids or ((end,) if end >= 0 else ())
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Return the ids of the text, after the begin token if `bos`."""
         ids: list[int] = self._model.encode(_valid(text))
         return _begun(self.bos_id, bos, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of a whole sequence, without control tokens."""
         # By piece: an unknown piece stands for itself, while an unknown id is an error.
         pieces = [
             self._model.id_to_piece(i) if i < self.vocab_size else _UNKNOWN
@@ -130,12 +128,10 @@ class TiktokenTokenizer:
         self.eos_ids = tuple(len(ranks) + end for end in _LLAMA_3_ENDS)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Return the ids of the text, after the begin token if `bos`."""
         ids: list[int] = self._model.encode_ordinary(_valid(text))
         return _begun(self.bos_id, bos, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of a whole sequence, without control tokens."""
         pieces = [
             self._model.decode_single_token_bytes(i)
             if i < self._first_special
@@ -169,12 +165,10 @@ class HfTokenizer:
         self.bos_id = None if first in self.eos_ids else first
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Return the ids of the text, after the begin token if `bos` and there is one."""
         ids = self._model.encode(_valid(text), add_special_tokens=False).ids
         return _begun(self.bos_id, bos, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of a whole sequence, without control tokens."""
         runs: list[list[int]] = [[]]
         for i in ids:
             if i >= self.vocab_size:

@@ -32,7 +32,6 @@ class RandomWeights:
         self._dims = tensors(shape)
 
     def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
-        """Return the indices `owned` along `dim` of the tensor `source`; None: all of it."""
         if source not in self._dims:
             raise WeightsError(f"a random model of this shape has no tensor {source}")
         dims = self._dims[source]

@@ -74,22 +74,18 @@ class SafetensorsFile:
         self._names = tuple(self._file.keys())
 
     def names(self) -> Sequence[str]:
-        """Return the tensors in the file."""
         return self._names
 
     def dims(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor; nothing of it is read."""
         return tuple(self._file.get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        """Stored dtype of one tensor; nothing of it is read."""
         stored = self._file.get_slice(name).get_dtype()
         if stored not in _SAFETENSORS_DTYPES:
             raise _wrong_dtype(name, self.path, stored)
         return _SAFETENSORS_DTYPES[stored]
 
     def read(self, name: str, dim: int, owned: range) -> Tensor:
-        """Return the indices `owned` along `dim`, in new memory."""
         index = (slice(None),) * dim + (slice(owned.start, owned.stop),)
         try:
             part: Tensor = self._file.get_slice(name)[index]
@@ -115,22 +111,18 @@ class TorchFile:
         }
 
     def names(self) -> Sequence[str]:
-        """Return the tensors in the file."""
         return tuple(self._tensors)
 
     def dims(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor; nothing of it is read."""
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Stored dtype of one tensor; nothing of it is read."""
         stored = self._tensors[name].dtype
         if stored not in DTYPES:
             raise _wrong_dtype(name, self.path, str(stored))
         return stored
 
     def read(self, name: str, dim: int, owned: range) -> Tensor:
-        """Return the indices `owned` along `dim`, a view of the mapped file."""
         return self._tensors[name].narrow(dim, owned.start, len(owned))
 
 

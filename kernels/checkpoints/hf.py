@@ -66,7 +66,6 @@ class HfCheckpoint:
         self.dtype: torch.dtype = self._file(first).dtype(first)
 
     def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
-        """Return the indices `owned` along `dim` of the tensor `source`; None: all of it."""
         if source not in self._dims:
             raise WeightsError(f"{source} is no tensor of the model in {self.folder}")
         name, full = hf_name(source), self._dims[source]

@@ -63,7 +63,6 @@ class MetaCheckpoint:
         self.dtype: torch.dtype = self._files[0].dtype("norm.weight")
 
     def read(self, source: str, dim: int = 0, owned: range | None = None) -> Tensor:
-        """Return the indices `owned` along `dim` of the tensor `source`; None: all of it."""
         if source not in self._dims:
             raise WeightsError(f"{source} is no tensor of the model in {self.folder}")
         wanted = range(self._dims[source][dim]) if owned is None else owned
