@@ -1,4 +1,4 @@
-"""The KV cache: static tensors; a micro-batch in flight has some of its rows.
+"""The KV cache: static tensors, of which a micro-batch uses some rows.
 
 Rows are left-padded to one length, so a token's slot in the cache is the same for every row;
 what differs by row is how many slots at the front are padding. A step is made of tensors
@@ -24,7 +24,7 @@ _SLOT_MULTIPLE = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """What every layer needs to know of the tokens that pass through."""
+    """What every layer needs to know about the tokens of one step."""
 
     cache: "KVCache"
     slots_T: Tensor

@@ -1,4 +1,4 @@
-"""One more token for every row: the state that a step reads and writes, and how it is run.
+"""Decoding: the state that a step reads and writes, and how a step is run.
 
 The state is allocated once for a shape and begun anew in place for each generation. So every step
 of every generation reads and writes the same memory, and a step that is captured in a CUDA graph
@@ -44,7 +44,7 @@ class DecodeState:
             part.tokens.begin_part(self.tokens, of)
 
     def part(self, rows: range) -> "DecodeState":
-        """The state of some rows, in the same memory: a micro-batch's, with its own position."""
+        """Return the state of a micro-batch's rows: the same memory, a position of its own."""
         if rows not in self._parts:
             part = copy(self)
             part.cache = self.cache.part(rows)

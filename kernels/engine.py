@@ -16,7 +16,7 @@ OnToken = Callable[[int], None]
 
 
 def ignore(_index: int) -> None:
-    """The `on_token` of who does not listen."""
+    """An `on_token` that does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ class Llama(nn.Module):
     def transform(
         self, x_BTD: Tensor, step: Step, layers: Iterable[nn.Module] | None = None
     ) -> Tensor:
-        """Return the hidden states after the layers, which someone else may supply one by one."""
+        """Return the hidden states after the layers, by default the model's own."""
         for layer in self.layers.values() if layers is None else layers:
             x_BTD = layer(x_BTD, step)
         return x_BTD

@@ -107,7 +107,7 @@ class LlamaEngine(ABC):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits [B, T, V] of whole prompts, on the CPU and the same on every rank.
 
-        For comparisons: what stands at padding tokens means nothing.
+        For comparisons. Logits at padding tokens are meaningless.
         """
         rows = self._rows(batch)
         size = (len(rows), batch.length, self.shape.vocab_size)
@@ -145,7 +145,7 @@ class LlamaEngine(ABC):
             torch.cuda.synchronize(self.device)
 
     def close(self) -> None:
-        """Free the groups; the engine is of no use afterwards."""
+        """Free the groups. The engine cannot be used afterwards."""
         self._state = None
         self.groups.close()
 
@@ -201,7 +201,7 @@ class LlamaEngine(ABC):
         return x_BTD
 
     def new_hidden(self, rows: int, tokens: int) -> Tensor:
-        """Room for hidden states [B, T, D] that come from another stage."""
+        """Allocate hidden states [B, T, D] to be received from another stage."""
         return torch.empty(
             (rows, tokens, self.shape.dim), dtype=self.dtype, device=self.device
         )
@@ -253,7 +253,7 @@ class SequentialEngine(LlamaEngine):
         return state.tokens.ids_BN
 
     def advance(self, ids_BT: Tensor, step: Step, tokens: NewTokens) -> None:
-        """Through all stages, and choose."""
+        """Pass ids through all stages and append the next ones."""
         x_BTD = self.pass_through(ids_BT, step)
         if self.placement.is_last:
             ids_B = self.choose(x_BTD, tokens)

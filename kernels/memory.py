@@ -60,7 +60,7 @@ def forget_mapped_files(at_least_bytes: int = 2**20) -> None:
 
 
 def trim() -> None:
-    """Have the allocator give back what nobody uses, as far as it can."""
+    """Ask the allocator to return unused memory."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -9,7 +9,7 @@ from kernels.placement import Placement
 
 
 def model_parallel(model: Llama, placement: Placement) -> None:
-    """Leave of the model what the rank's stage owns."""
+    """Remove from the model what the rank's stage does not own."""
     owned = {str(layer) for layer in placement.layers}
     for layer in list(model.layers):
         if layer not in owned:

@@ -1,4 +1,4 @@
-"""Who owns which layers, heads and rows. Integers only, no torch.
+"""Which rank owns which layers, heads and rows. Integers only, no torch.
 
 The forecast on the login node and the real placement in a job read the same functions, so
 they cannot disagree. Ranks are numbered with the tensor shard fastest, then the stage, then

@@ -1,4 +1,4 @@
-"""Where engines say what they do. Nobody listens but in a traced repetition (`jobs.tracing`).
+"""Where engines report what they do, for the traced repetition (`jobs.tracing`) to record.
 
 The kernels hold no clock: a timeline that records comes from outside, by `engine.watch`.
 """

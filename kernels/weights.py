@@ -1,4 +1,4 @@
-"""Where a model's weights come from, and how a rank's part of them gets into its module.
+"""Sources of a model's weights, and loading a rank's part of them into its module.
 
 In memory, weights carry Meta's names (`kernels.shapes.tensors`) and Hugging Face's half-split
 rotary layout, whatever the checkpoint has.
@@ -71,7 +71,7 @@ def load_into(
     dtype: torch.dtype,
     progress: Progress | None = None,
 ) -> None:
-    """Replaces the model's parameters, on the meta device so far, by their slices of `weights`.
+    """Replace the model's parameters, on the meta device so far, by their slices of `weights`.
 
     One tensor at a time, so the host holds little more than the model. Parameters of one and the
     same slice (a tied head) share memory. Buffers are left alone.

@@ -1,4 +1,4 @@
-"""The ranks of a run, and what they say to each other.
+"""The ranks of a run, and how they communicate.
 
 `World.from_environment` is the only reader of torchrun's variables; everything else is handed
 a world. A group of one rank never touches torch.distributed, so a single-device run needs no
@@ -111,7 +111,7 @@ def _device(kind: str | None, local_rank: int, local_size: int) -> torch.device:
 
 
 def join(world: World, meet_at: str | None = None) -> None:
-    """Meet the other ranks; nothing to do in a world of one.
+    """Join the process group; does nothing in a world of one.
 
     Args:
         world: the world of this rank.
@@ -133,15 +133,15 @@ def join(world: World, meet_at: str | None = None) -> None:
 
 
 def leave() -> None:
-    """Part from the other ranks; harmless where none were met."""
+    """Leave the process group; harmless if none was joined."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 class Group:
-    """Some ranks that talk to each other; members are numbered by their index in `ranks`.
+    """Ranks that communicate; members are numbered by their index in `ranks`.
 
-    Of one rank, every method hands its argument back. Nothing here waits for the device.
+    In a group of one, every method returns its argument. Nothing here waits for the device.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Group:
             dist.barrier(group=self._process_group)
 
     def close(self) -> None:
-        """Free the connections; the group is of no use afterwards."""
+        """Free the connections. The group cannot be used afterwards."""
         if self._process_group is not None and self.index >= 0:
             dist.destroy_process_group(self._process_group)
         self._process_group = None
