@@ -107,6 +107,8 @@ class Stopwatch:
 
         gc.disable()  # a collection inside the window would be measured
         try:
+            # Idle before meeting, or a rank would meet while its device still works; idle after
+            # it, since on a GPU the meeting itself is work of the device.
             self._wait()
             self._meet()
             self._wait()

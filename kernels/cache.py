@@ -40,6 +40,7 @@ class Step:
     ) -> tuple[Tensor, Tensor]:
         """Keep this step's keys and values; all of the layer's, [B, N, S, H] each."""
         k_BNSH, v_BNSH = self.cache.kv[layer]
+        # Slots are a tensor, not a Python slice: a captured graph can write elsewhere.
         k_BNSH.index_copy_(2, self.slots_T, k_BNTH)
         v_BNSH.index_copy_(2, self.slots_T, v_BNTH)
         return k_BNSH, v_BNSH
@@ -97,6 +98,7 @@ class KVCache:
     def part(self, rows: range) -> "KVCache":
         """Some of the rows, as a cache in the same memory."""
         cut = slice(rows.start, rows.stop)
+        # Views: what a micro-batch writes is in the whole cache, too.
         part = copy(self)
         part.rows = len(rows)
         part.pad_B = self.pad_B[cut]
@@ -105,6 +107,7 @@ class KVCache:
 
     def step(self, slots_T: Tensor) -> Step:
         """Return the step whose tokens stand in these slots."""
+        # Padding would have negative positions; it is masked, so any valid one will do.
         positions_BT = (slots_T - self.pad_B[:, None]).clamp(min=0)
         return Step(
             cache=self,
@@ -122,6 +125,7 @@ class KVCache:
         seen_BTS = seen_TS & (self._all_slots >= self.pad_B[:, None, None])
         # A padding token sees itself: a softmax over nothing would be NaN.
         seen_BTS = seen_BTS | (distance_TS == 0)
+        # An additive mask: a boolean one is turned into this form again in every layer.
         mask_BTS = torch.zeros_like(seen_BTS, dtype=self._dtype)
         mask_BTS.masked_fill_(~seen_BTS, float("-inf"))
         return mask_BTS.repeat(1, self._groups, 1)[:, None]

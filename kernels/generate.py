@@ -156,6 +156,7 @@ class NewTokens:
         if self.generation.stop_at_eos:
             kept_B = ids_B.masked_fill(self._ended_B, NOTHING)
             self._ended_B |= (ids_B[:, None] == self._eos_E).any(1)
+        # An ended row goes on being computed: leaving it out would change the shapes of the step.
         self.ids_BN.index_copy_(1, self.index, kept_B[:, None])
         self.last_B.copy_(ids_B)
         self.index += 1
@@ -177,6 +178,7 @@ def choose(logits_BV: Tensor, tokens: NewTokens, vocab: range, shards: Group) ->
     temperature = tokens.generation.temperature
     if temperature > 0:
         logits_BV = logits_BV / temperature + gumbel_noise(tokens, vocab)
+    # Only the best of each shard travels, not the logits: 16 bytes a row, whatever V.
     best_B, index_B = logits_BV.max(dim=-1)
     id_B = index_B + vocab.start
     if shards.size == 1:

@@ -30,6 +30,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return each token's numbers, scaled to a mean square of one and then by the weight."""
+        # The weight is applied after casting back, as Meta's and Hugging Face's code do it.
         x: Tensor = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
         return x.to(x_BTD.dtype) * self.weight
@@ -149,6 +150,7 @@ class Llama(nn.Module):
 
 def rotate(x_BNTH: Tensor, step: Step) -> Tensor:
     """Turn each pair (i, i + H/2) of every head by its position's angle."""
+    # In the tables' type, at least fp32: bf16 would blur the angles.
     first, second = x_BNTH.to(step.cos.dtype).chunk(2, dim=-1)
     turned = (
         first * step.cos - second * step.sin,

@@ -18,6 +18,7 @@ def tensor_parallel(model: Llama, placement: Placement, shards: Group) -> None:
     """Cut what the rank's shard owns out of a model on the meta device, and join the shards."""
     for name, part in owned_slices(placement, model.shape).items():
         _cut(model, name, part)
+    # Hooks, not other classes: the layer's code stays that of a single device.
     for module in model.modules():
         if isinstance(module, Attention):
             module.n_heads = len(placement.heads)
@@ -40,6 +41,7 @@ def _cut(model: Llama, name: str, part: Slice) -> None:
     size = list(whole.shape)
     size[part.dim] = len(part.owned)
     setattr(module, leaf, nn.Parameter(whole.new_empty(size)))
+    # What a printed model shows, and what quantisers and fused kernels ask for.
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
 
@@ -64,6 +66,7 @@ class EmbeddingShard(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Embed ids of the whole vocabulary: hidden states [B, T, D], the same on every shard."""
+        # A token of another shard looks up row 0 here and adds zeros to the sum.
         local_BT = ids_BT - self._vocab.start
         elsewhere_BT = (local_BT < 0) | (local_BT >= len(self._vocab))
         x_BTD = F.embedding(local_BT.masked_fill(elsewhere_BT, 0), self.weight)

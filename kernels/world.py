@@ -128,6 +128,7 @@ def join(world: World, meet_at: str | None = None) -> None:
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(seconds=world.timeout_s),
+        # NCCL then connects here, and not during the first collective that is timed.
         device_id=world.device if on_gpu else None,
     )
 
@@ -163,6 +164,7 @@ class Group:
         """Stack every member's tensor in a new first dimension; all must have one shape."""
         if self.size == 1:
             return tensor[None]
+        # One flat buffer: NCCL gathers into it without a copy per member.
         flat = tensor.new_empty(self.size * tensor.numel())
         _all_gather(flat, tensor.contiguous().view(-1), group=self._process_group)
         return flat.view(self.size, *tensor.shape)
