@@ -85,14 +85,14 @@ def case_statuses(
     if ids is None:
         ids = study.case_ids()
     files = {case_id: _files(study, case_id, asked.get(case_id)) for case_id in ids}
-    silent = [
+    unfinished = [
         asked[case_id]
         for case_id in ids
         if case_id in asked and _may_go_on(files[case_id].record)
     ]
-    states = ask(silent) if silent else {}
+    states = ask(unfinished) if unfinished else {}
     return [
-        _standing(
+        _status_of(
             study, case_id, files[case_id], asked.get(case_id),
             states.get(case_id), refused.get(case_id),
         )
@@ -121,7 +121,7 @@ def _files(study: Study, case_id: str, asked: Asked | None) -> _Files:
     return _Files(None, damage, last, study.pruned(case_id))
 
 
-def _standing(
+def _status_of(
     study: Study,
     case_id: str,
     files: _Files,

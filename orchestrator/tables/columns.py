@@ -56,7 +56,7 @@ _OF_ATTEMPT: dict[str, tuple[Kind, Callable[[Record], Any]]] = {
     "commit": ("text", lambda record: _of(record, lambda each: each.code.commit)),
     "changes": ("text", lambda record: _of(record, lambda each: each.code.changes)),
 }
-_OF_STANDING: dict[str, tuple[Kind, Callable[[CaseStatus], Any]]] = {
+_OF_STATUS: dict[str, tuple[Kind, Callable[[CaseStatus], Any]]] = {
     "attempt": ("int", lambda each: each.attempt),
     "job_id": ("text", lambda each: each.job_id),
     "elapsed_s": ("float", lambda each: each.elapsed_s),
@@ -64,19 +64,19 @@ _OF_STANDING: dict[str, tuple[Kind, Callable[[CaseStatus], Any]]] = {
     "evidence": ("text", lambda each: "\n".join(each.evidence) or None),
     "remedy": ("text", lambda each: each.remedy),
 }
-_SPREAD_OF = ("mean", "ci95_low", "ci95_high")
+_PARTS_OF_SUMMARY = ("mean", "ci95_low", "ci95_high")
 
 
 def _columns() -> dict[str, Kind]:
     kinds: dict[str, Kind] = {"case_id": "text", **_OF_CASE}
     kinds |= {"status": "text", "cause": "text", "n": "int"}
     for name in METRICS:
-        kinds |= {f"{name}_{part}": "float" for part in _SPREAD_OF}
+        kinds |= {f"{name}_{part}": "float" for part in _PARTS_OF_SUMMARY}
     kinds |= {name: "int" if name.endswith("_bytes") else "float" for name in FACTS}
     kinds |= {name: kind for name, (kind, _) in _OF_RECORD.items()}
     kinds |= _OF_OTHERS | _MORE_OF_CASE | dict.fromkeys(_DEGREES, _INT) | _OPTIONS
     kinds |= {name: kind for name, (kind, _) in _OF_ATTEMPT.items()}
-    kinds |= {name: kind for name, (kind, _) in _OF_STANDING.items()}
+    kinds |= {name: kind for name, (kind, _) in _OF_STATUS.items()}
     return kinds
 
 
@@ -98,7 +98,7 @@ def long_row(
     row |= {"case_id": each.case_id, "status": each.status, "cause": each.cause, "n": 0}
     if not counts:
         row |= {"status": "invalid", "cause": "invalid_result"}
-    row |= {name: of(each) for name, (_, of) in _OF_STANDING.items()}
+    row |= {name: of(each) for name, (_, of) in _OF_STATUS.items()}
     if each.case is not None:
         row |= _case_cells(each.case)
     if each.record is not None:

@@ -10,7 +10,7 @@ from orchestrator.submission.gpu_hours import GpuHours, gpu_hours
 from tests.orchestrator.made import a_case
 
 
-def standing(
+def found_as(
     status: str, index: int = 0, runner: str = "slurm", **more: Any
 ) -> CaseStatus:
     entry = Entry("case", 1)
@@ -30,9 +30,9 @@ def test_hours_count_each_gpu_of_what_ran_and_of_what_may_still_run() -> None:
     runs = JobState(state="running", limit_s=3600, elapsed_s=1800)
     hours = gpu_hours(
         [
-            standing("ok", elapsed_s=3600.0),
-            standing("running", elapsed_s=1800.0, job=runs),
-            standing("pending", 1, job=waits),
+            found_as("ok", elapsed_s=3600.0),
+            found_as("running", elapsed_s=1800.0, job=runs),
+            found_as("pending", 1, job=waits),
         ]
     )
     assert hours is not None
@@ -47,18 +47,18 @@ def test_many_hours_are_printed_as_a_plain_number() -> None:
 
 def test_cases_of_one_pack_share_their_jobs_time() -> None:
     runs = JobState(state="running", limit_s=3600, elapsed_s=0)
-    hours = gpu_hours([standing("running", job=runs), standing("pending", job=runs)])
+    hours = gpu_hours([found_as("running", job=runs), found_as("pending", job=runs)])
     assert hours is not None
     assert hours.to_come == 2.0
 
 
 def test_a_study_of_this_machine_alone_has_no_gpu_hours() -> None:
-    assert gpu_hours([standing("ok", runner="local", elapsed_s=3.0)]) is None
+    assert gpu_hours([found_as("ok", runner="local", elapsed_s=3.0)]) is None
 
 
 def test_what_runs_is_shown_with_its_limit() -> None:
     runs = JobState(state="running", limit_s=3600, elapsed_s=60)
-    each = standing("running", elapsed_s=60.0, job=runs)
+    each = found_as("running", elapsed_s=60.0, job=runs)
     assert took(each) == "1 min 00 s of 1 h 00 min"
-    assert took(standing("ok", elapsed_s=5.0)) == "5 s"
+    assert took(found_as("ok", elapsed_s=5.0)) == "5 s"
     assert note(each) == ""
