@@ -1,8 +1,13 @@
 """What a measurement makes of an engine: each engine here is a real one that misbehaves once."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from kernels.world import World
 from orchestrator.record import Record
 from tests.orchestrator.made import START, a_case
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 CASE = a_case(
     "tensor", batch_size=2, prompt_tokens=5, new_tokens=4, warmup=1, repeats=3
 )
@@ -134,3 +140,57 @@ def test_the_time_of_loading_is_in_seconds() -> None:
     reporter = ProgressBoard.open(None, 1).reporter(0)
     made = prepare(CASE, World(), reporter, LoadingLine(reporter, speaks=False))
     assert 0 < made.load_s <= time.perf_counter() - began
+
+
+LATE = """
+import json, sys, time
+from dataclasses import replace
+from pathlib import Path
+from jobs.bench import LoadingLine
+from jobs.measure import measure, prepare
+from jobs.progress import ProgressBoard
+from kernels.world import World, join, leave
+from orchestrator.case import Case
+from tests.jobs.test_measure import Misbehaving
+
+case, late, seen = Path(sys.argv[1]), Path(sys.argv[2]), []
+
+class Watching(Misbehaving):
+    def generate(self, *args):
+        seen.append(late.exists())
+        return super().generate(*args)
+
+world = World.from_environment()
+join(world)
+reporter = ProgressBoard.open(None, 2).reporter(world.rank)
+work = prepare(
+    Case.model_validate_json(case.read_text()), world, reporter, LoadingLine(reporter, False)
+)
+if world.rank == 1:
+    time.sleep(1)
+    late.touch()
+measure(replace(work, engine=Watching(work.engine, lambda _, ids: ids)), reporter)
+if world.rank == 0:
+    Path(sys.argv[3]).write_text(json.dumps(seen))
+work.engine.close()
+leave()
+"""
+
+
+def test_no_rank_begins_before_the_last_one_is_there(tmp_path: Path) -> None:
+    """What a rank waits for a late one must not be in its window."""
+    program, case, seen = (tmp_path / name for name in ("late.py", "case.json", "seen"))
+    program.write_text(LATE)
+    two = a_case("tensor", 2, prompt_tokens=5, new_tokens=4, warmup=0, repeats=2)
+    case.write_text(two.model_dump_json())
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        "--local-addr=127.0.0.1", "--nproc-per-node=2", str(program), str(case),
+        str(tmp_path / "late"), str(seen),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=CHECKOUT, capture_output=True, text=True, timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(seen.read_text()) == [True, True]

@@ -122,6 +122,18 @@ def test_every_layer_of_every_micro_batch_and_token_is_seen_once(
         assert (strategy.zero_offload is not None) == ("copy" in kinds)
 
 
+def test_the_spans_of_every_rank_are_on_the_first_one_s_clock(
+    ranks: Callable[[int], Ranks],
+) -> None:
+    strategy = Parallel(model=ModelParallel(degree=2))
+    for began_s, spans, ended_s in ranks(2).run(
+        watching.traced_with_shifted_clock, strategy, 1000.0
+    ):
+        assert spans
+        assert all(abs(each.start_s - began_s) < 500 for each in spans)
+        assert all(abs(each.end_s - ended_s) < 500 for each in spans)
+
+
 @pytest.mark.parametrize("shift_s", [5.0, -3.0])
 def test_a_clock_that_is_off_is_found_out(
     shift_s: float, ranks: Callable[[int], Ranks]

@@ -1,6 +1,8 @@
 """What runs inside the ranks of the timeline tests."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from jobs.tracing import recorder
 from jobs.tracing.recorder import clock_offset_s, recording
+from jobs.tracing.trace import repeat_traced
 from kernels.cache import Step
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import LlamaEngine
@@ -74,19 +77,40 @@ def watched_and_not(
     return torch.equal(ids, again), spans, len(late) - len(computed)
 
 
+@contextmanager
+def clock_ahead(seconds: float) -> Iterator[None]:
+    """Let the recorder's clock on this rank be so far ahead."""
+    true_time = recorder.time
+    recorder.time = SimpleNamespace(  # type: ignore[assignment]
+        perf_counter=lambda: time.perf_counter() + seconds
+    )
+    try:
+        yield
+    finally:
+        recorder.time = true_time
+
+
 def offset_of_shifted_clock(world: World, shift_s: float) -> float:
     """The offset that is found where the clocks of all but the first rank are ahead."""
     everyone = world.group(range(world.size))
-    true_time = recorder.time
-    shifted = shift_s if world.rank else 0.0
-    recorder.time = SimpleNamespace(  # type: ignore[assignment]
-        perf_counter=lambda: time.perf_counter() + shifted
-    )
-    try:
-        return clock_offset_s(everyone, world.device)
-    finally:
-        recorder.time = true_time
-        everyone.close()
+    with clock_ahead(shift_s if world.rank else 0.0):
+        offset_s = clock_offset_s(everyone, world.device)
+    everyone.close()
+    return offset_s
+
+
+def traced_with_shifted_clock(
+    world: World, strategy: Strategy, shift_s: float
+) -> tuple[float, list[Span], float]:
+    """The spans of a traced repetition between two looks at the true clock."""
+    engine = build(world, "nine layers", strategy)
+    began_s = time.perf_counter()
+    with clock_ahead(shift_s if world.rank else 0.0):
+        traced = repeat_traced(
+            engine, batch_of(4), Generation(new_tokens=2), with_flame=False
+        )
+    engine.close()
+    return began_s, traced.spans, time.perf_counter()
 
 
 def busy_of(spans: list[Span]) -> list[tuple[float, float]]:

@@ -85,6 +85,20 @@ def test_a_killed_holder_is_succeeded_at_once_by_just_one_of_many(
     assert sorted(os.listdir(tmp_path)) == ["counter"]
 
 
+def test_who_saw_the_death_too_late_does_not_take_the_lock_from_its_successor(
+    tmp_path: Path,
+) -> None:
+    """Both read the dead holder's file; one of them took over before the other gets to it."""
+    file = tmp_path / "lock"
+    dead, first, second = (
+        Holder("here", 1, 0.0, "2026-01-01T00:00:00+00:00", name * 32) for name in "def"
+    )
+    file.write_text(json.dumps(vars(dead)))
+    for successor in (first, second):
+        module._take_over(file, dead, successor)
+    assert json.loads(file.read_text()) == vars(first)
+
+
 def test_who_waits_is_told_for_whom_and_gives_up_in_the_end(tmp_path: Path) -> None:
     process = hold(tmp_path / "lock", 60)
     told: list[Holder] = []

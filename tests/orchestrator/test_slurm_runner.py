@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.clusters.cluster import load_cluster
+from orchestrator.commands.retry import Change, retry_cases
+from orchestrator.commands.selection import Choice
 from orchestrator.runner import Unanswered
 from orchestrator.slurm.runner import SlurmRunner
 from orchestrator.slurm.script import job_name
 from orchestrator.study.files import Study
-from orchestrator.study.ledger import Entry, Submission
+from orchestrator.study.ledger import Entry, LedgerWriter, Submission
+from tests.orchestrator.made import a_case, a_failure, a_rank, a_study
 
 KEY = "20260102-030405-abcdef01"
 NAME = job_name(KEY)
@@ -137,3 +140,25 @@ def test_a_case_that_ran_out_of_memory_by_slurm_s_word_says_so(
     commands.say("sacct", f"echo '7|OUT_OF_MEMORY|00:01:00|00:30:00|n1|{NAME}|0:125'")
     state = runner().states(study, {"7": a_submission("7")})["7"]
     assert (state.state, state.cause) == ("ended", "oom_host")
+
+
+def test_retry_keeps_a_case_off_the_node_that_failed_under_it(
+    tmp_path: Path, commands: Commands
+) -> None:
+    case = a_case()
+    study = a_study(tmp_path, [case], "seen")
+    writer = LedgerWriter(study.ledger_file)
+    writer.intend(KEY, "slurm", "slurm", [[Entry(case.case_id, 1)]])
+    writer.accept(KEY, ["7"])
+    record = a_failure(
+        case, cause="node_fail", retryable=True, ranks=[a_rank(0, host="sg042")]
+    )
+    study.open_attempt(case.case_id).write_record(record)
+    commands.say("sbatch", "echo Submitted batch job 8")
+    code = retry_cases(
+        tmp_path, "seen", Choice(), Change(), yes=True, confirm=lambda _: False
+    )
+    assert code == 0
+    scripts = list(study.jobs_dir.glob("*/*.sh"))
+    assert scripts
+    assert all("--exclude=sg042" in script.read_text() for script in scripts)

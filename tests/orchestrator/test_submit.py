@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.study.files import Study
+from orchestrator.study.lock import locked
 from tests.orchestrator.made import a_failure, a_record, file
 from tests.orchestrator.sandbox import CHECKOUT, Sandbox, wait_until
 
@@ -182,6 +183,22 @@ def test_a_local_submit_killed_after_a_while_is_made_good_by_the_next(
     assert sandbox.submit("--wait", QUICK_CASE_S="0.2").returncode == 0
     assert len(sandbox.records()) == 4
     assert len(sandbox.starts()) == 4
+
+
+def test_submit_touches_nothing_while_another_command_holds_the_study(
+    sandbox: Sandbox,
+) -> None:
+    study = Study(sandbox.results / "quick")
+    study.create()
+    with locked(study.lock_file):
+        process = sandbox.start("submit", "--grid", str(sandbox.grid))
+        assert process.stderr is not None
+        assert "another orch works on this study" in process.stderr.readline()
+        assert list(study.jobs_dir.iterdir()) == []
+        assert not study.ledger_file.exists()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert len(list(study.jobs_dir.iterdir())) == 1
 
 
 def test_two_submits_at_once_share_the_work(sandbox: Sandbox) -> None:
