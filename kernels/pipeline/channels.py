@@ -1,7 +1,7 @@
-"""One-way lines between the stages of a pipeline, and what is under way on them.
+"""One-way channels between the stages of a pipeline, and the messages in transit.
 
-Every direction of every pair of neighbours has a group of its own, its messages in a fixed
-order: on one shared group, sends of one direction would queue before receives of the other,
+Every direction between two neighbours has a process group of its own, with its messages in a
+fixed order. On a shared group, sends of one direction would queue before receives of the other,
 and two stages could wait for each other.
 """
 
@@ -18,32 +18,32 @@ from kernels.timeline import Timeline
 from kernels.world import Group, World
 
 AHEAD = {"cpu": 2, "cuda": 0}
-"""Device → receives asked for before they are needed. On a CPU they overlap with the computation.
-On a GPU a receive is a kernel that spins until its message comes: asked for early it would take
-its place beside the computation, or before it where both streams share a hardware queue."""
+"""Device → receives posted before they are needed. On a CPU they overlap with the computation.
+On a GPU a receive is a kernel that spins until its message comes: posted early, it would occupy
+the device beside the computation, or block it if both streams share a hardware queue."""
 
 
 class Channels:
-    """The one-way lines between this rank and the stages next to it."""
+    """The channels between this rank and its neighbouring stages."""
 
     def __init__(self, strategy: Strategy, world: World) -> None:
-        """Make all lines of the world; every rank calls this."""
+        """Make all channels of the world; every rank calls this."""
         self._groups: list[Group] = []
-        self.before: Group | None = None
-        """From the stage before to this one."""
-        self.after: Group | None = None
-        """From this stage to the next one."""
-        self.back: Group | None = None
-        """From the last stage to the first one."""
+        self.from_previous: Group | None = None
+        self.to_next: Group | None = None
+        self.to_first: Group | None = None
+        """From the last stage to the first: both ends of it have it."""
         for stages in axis_groups(strategy)["stages"] if strategy.stages > 1 else ():
             for sender, receiver in pairwise(stages):
-                line = world.group((sender, receiver))
-                self.after = line if world.rank == sender else self.after
-                self.before = line if world.rank == receiver else self.before
-                self._groups.append(line)
-            line = world.group((stages[-1], stages[0]))
-            self.back = line if line.index >= 0 else self.back
-            self._groups.append(line)
+                group = world.group((sender, receiver))
+                self.to_next = group if world.rank == sender else self.to_next
+                self.from_previous = (
+                    group if world.rank == receiver else self.from_previous
+                )
+                self._groups.append(group)
+            group = world.group((stages[-1], stages[0]))
+            self.to_first = group if group.index >= 0 else self.to_first
+            self._groups.append(group)
 
     def close(self) -> None:
         """Free their connections."""
@@ -51,58 +51,58 @@ class Channels:
             group.close()
 
 
-class Inbox:
-    """Tensors that another rank sends in a fixed order."""
+class Receiver:
+    """Receives what another rank sends, in a fixed order."""
 
     def __init__(
         self,
-        line: Group,
-        rooms: Iterable[Callable[[], Tensor]],
+        group: Group,
+        buffers: Iterable[Callable[[], Tensor]],
         ahead: int,
         timeline: Timeline,
     ) -> None:
         """
         Args:
-            rooms: make the tensors to be filled, in the order of the messages.
-            ahead: how many are asked for before they are taken.
+            buffers: each allocates the tensor for one message, in the order of the messages.
+            ahead: receives to post before they are needed.
         """
-        self._line = line
+        self._group = group
         self._ahead = ahead
         self._timeline = timeline
-        self._rooms = iter(rooms)
-        self._coming: deque[tuple[Work | None, Tensor]] = deque()
+        self._buffers = iter(buffers)
+        self._posted: deque[tuple[Work | None, Tensor]] = deque()
 
-    def take(self) -> Tensor:
-        """The next tensor; waits for it (on a GPU, the stream does)."""
-        self._ask(max(1, self._ahead))
-        work, tensor = self._coming.popleft()
+    def receive(self) -> Tensor:
+        """Return the next tensor once it is here (on a GPU, the stream waits)."""
+        self._post(max(1, self._ahead))
+        work, tensor = self._posted.popleft()
         if work is not None:
             with self._timeline.span("communication", "receive"):
                 work.wait()
-        self._ask(self._ahead)
+        self._post(self._ahead)
         return tensor
 
-    def _ask(self, count: int) -> None:
-        while len(self._coming) < count and (room := next(self._rooms, None)):
-            tensor = room()
-            self._coming.append((self._line.start_receive(tensor, 0), tensor))
+    def _post(self, count: int) -> None:
+        while len(self._posted) < count and (allocate := next(self._buffers, None)):
+            tensor = allocate()
+            self._posted.append((self._group.start_receive(tensor, 0), tensor))
 
 
-class Outbox:
-    """Tensors under way to another rank, kept until they have arrived."""
+class Sender:
+    """Sends to another rank, and keeps what it sends until it has arrived."""
 
-    def __init__(self, line: Group) -> None:
-        self._line = line
-        self._going: deque[tuple[int, Work | None, Tensor]] = deque()
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._sent: deque[tuple[int, Work | None, Tensor]] = deque()
 
-    def put(self, number: int, tensor: Tensor) -> None:
-        """Send without waiting."""
+    def send(self, number: int, tensor: Tensor) -> None:
+        """Send without waiting, or two stages that send to each other would both wait."""
         tensor = tensor.contiguous()
-        self._going.append((number, self._line.start_send(tensor, 1), tensor))
+        self._sent.append((number, self._group.start_send(tensor, 1), tensor))
 
-    def forget(self, number: int) -> None:
-        """Let go of the tensors up to this number, which are known to have arrived."""
-        while self._going and self._going[0][0] <= number:
-            work = self._going.popleft()[1]
+    def release(self, number: int) -> None:
+        """Release the tensors up to this number, which are known to have arrived."""
+        while self._sent and self._sent[0][0] <= number:
+            work = self._sent.popleft()[1]
             if work is not None:
                 work.wait()

@@ -1,9 +1,9 @@
-"""Who computes when in a pipeline. Integers only, no torch.
+"""When each stage of a pipeline computes what. Integers only, no torch.
 
 The sequences in flight are cut by rows into micro-batches, each with rows of the KV cache to
-itself. Every stage works through the same list of pieces (`order`); the schedules differ only
-in what the first stage waits for before it lets a piece in (`enters_after`). Below, `21` is
-token 2 of micro-batch 1; 3 stages, 3 micro-batches; token 0 is the prefill.
+itself. Every stage runs the same forward passes in the same order (`forward_passes`); the
+schedules differ only in which ids the first stage waits for before a pass (`dependencies`).
+Below, `21` is token 2 of micro-batch 1; 3 stages, 3 micro-batches; token 0 is the prefill.
 
     gpipe: fill and drain, all ids of a token are back before the next token enters
     tick      0  1  2  3  4  5  6  7  8  9
@@ -59,42 +59,42 @@ class Flow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What a stage computes at one go."""
+class ForwardPass:
+    """One forward pass of one micro-batch through a stage."""
 
     token: int
     """0 is the prefill."""
     micro_batch: int
     rows: range
     columns: range
-    """Of the cache that it writes: a stretch of the prompt, or the column of one token."""
+    """Of the cache that it writes: a chunk of the prompt, or the column of one token."""
     chooses: bool = True
-    """Ids follow from it; not so for the earlier stretches of a prompt."""
+    """Whether ids follow from it; not from the earlier chunks of a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot:
-    """One piece on one stage, from tick to tick."""
+class TimetableEntry:
+    """One forward pass on one stage, from tick to tick."""
 
     stage: int
-    piece: Piece
+    forward: ForwardPass
     start: float
     end: float
 
 
 def decode_rows(flow: Flow) -> list[range]:
-    """The rows of each micro-batch in decode; disjoint, together all rows."""
+    """Return the rows of each micro-batch in decode; disjoint, together all rows."""
     count = 1 if flow.schedule == "sequential" else flow.micro_batches
     return split_evenly(flow.rows, min(count, flow.rows))
 
 
-def order(flow: Flow) -> list[Piece]:
-    """The pieces that every stage works through, in this order."""
-    pieces = _prefill(flow)
+def forward_passes(flow: Flow) -> list[ForwardPass]:
+    """Return the forward passes that every stage runs, in this order."""
+    passes = _prefill(flow)
     for token in range(1, flow.new_tokens):
         column = flow.prompt_tokens + token - 1
-        pieces += [
-            Piece(
+        passes += [
+            ForwardPass(
                 token=token,
                 micro_batch=micro_batch,
                 rows=rows,
@@ -102,15 +102,15 @@ def order(flow: Flow) -> list[Piece]:
             )
             for micro_batch, rows in enumerate(decode_rows(flow))
         ]
-    return pieces
+    return passes
 
 
-def _prefill(flow: Flow) -> list[Piece]:
+def _prefill(flow: Flow) -> list[ForwardPass]:
     count = len(decode_rows(flow))
     if flow.schedule != "sequential":
         count = flow.prefill_micro_batches or count
     parts = split_evenly(flow.rows, min(count, flow.rows))
-    stretches = [
+    chunks = [
         (rows, columns)
         for rows, shares in zip(parts, split_evenly(count, len(parts)), strict=True)
         for columns in split_evenly(
@@ -118,82 +118,86 @@ def _prefill(flow: Flow) -> list[Piece]:
         )
     ]
     return [
-        Piece(
+        ForwardPass(
             token=0,
             micro_batch=number,
             rows=rows,
             columns=columns,
             chooses=columns.stop == flow.prompt_tokens,
         )
-        for number, (rows, columns) in enumerate(stretches)
+        for number, (rows, columns) in enumerate(chunks)
     ]
 
 
-def enters_after(flow: Flow, pieces: Sequence[Piece]) -> list[int]:
-    """For each piece, the index of the last one whose ids must be back first; -1: of none.
+def dependencies(flow: Flow, passes: Sequence[ForwardPass]) -> list[int]:
+    """Return for each pass the index of the last pass whose ids must be back first; -1: none.
 
-    Ids come back in the order of the pieces, so one index says it all.
+    Ids come back in the order of the passes, so the last one implies the others.
     """
     last: dict[int, int] = {}
-    """Row → the last piece so far that chose its id."""
-    barrier = -1
+    """Row → the last pass so far that chose its id."""
+    token_ends = -1
     waits = []
-    for number, piece in enumerate(pieces):
-        if number and piece.token != pieces[number - 1].token:
-            barrier = number - 1
-        if not piece.token:
+    for number, each in enumerate(passes):
+        if number and each.token != passes[number - 1].token:
+            token_ends = number - 1
+        if not each.token:
             waits.append(-1)
         elif flow.schedule == "gpipe":
-            waits.append(barrier)
+            waits.append(token_ends)
         else:
-            waits.append(max(last[row] for row in piece.rows))
-        if piece.chooses:
-            last |= dict.fromkeys(piece.rows, number)
+            waits.append(max(last[row] for row in each.rows))
+        if each.chooses:
+            last |= dict.fromkeys(each.rows, number)
     return waits
 
 
-def _one_tick(stage: int, piece: Piece) -> float:
+def _one_tick(stage: int, forward: ForwardPass) -> float:
     return 1
 
 
 def timetable(
     flow: Flow,
     stages: int,
-    ticks: Callable[[int, Piece], float] = _one_tick,
+    ticks: Callable[[int, ForwardPass], float] = _one_tick,
     hop: float = 0,
-) -> list[Slot]:
-    """When each stage works on what, if nothing but the schedule makes it wait.
+) -> list[TimetableEntry]:
+    """Return when each stage runs each pass, if nothing but the schedule makes it wait.
 
     Args:
-        ticks: time of a piece on a stage.
+        ticks: time of a pass on a stage.
         hop: time from one stage to the next, and from the last back to the first.
     """
-    pieces = order(flow)
+    passes = forward_passes(flow)
     free = [0.0] * stages
     back: list[float] = []
-    slots = []
-    for piece, after in zip(pieces, enters_after(flow, pieces), strict=True):
+    entries = []
+    for forward, after in zip(passes, dependencies(flow, passes), strict=True):
         arrives = back[after] + hop if after >= 0 and stages > 1 else 0.0
         for stage in range(stages):
             start = max(free[stage], arrives)
-            free[stage] = start + ticks(stage, piece)
-            slots.append(Slot(stage=stage, piece=piece, start=start, end=free[stage]))
+            free[stage] = start + ticks(stage, forward)
+            entries.append(
+                TimetableEntry(
+                    stage=stage, forward=forward, start=start, end=free[stage]
+                )
+            )
             arrives = free[stage] + hop
         back.append(free[-1])
-    return slots
+    return entries
 
 
-def decode_window(slots: Iterable[Slot]) -> tuple[float, float]:
-    """From the first start to the last end of a decode piece; of all where none decodes."""
-    every = list(slots)
-    counted = [slot for slot in every if slot.piece.token] or every
-    return min(slot.start for slot in counted), max(slot.end for slot in counted)
+def decode_window(entries: Iterable[TimetableEntry]) -> tuple[float, float]:
+    """Return the interval of all decode passes, or of all passes if there are no others."""
+    every = list(entries)
+    counted = [entry for entry in every if entry.forward.token] or every
+    return min(entry.start for entry in counted), max(entry.end for entry in counted)
 
 
 def idle_share(
     busy: Iterable[tuple[float, float]], stages: int, window: tuple[float, float]
 ) -> float:
-    """The share of the stages' time in the window that no interval of `busy` fills: the bubble.
+    """Return the share of the stages' time in the window that is idle: the bubble.
 
     Args:
         busy: start and end of work on any stage; those of one stage do not overlap.
@@ -206,9 +210,9 @@ def idle_share(
 
 
 def bubble(
-    flow: Flow, stages: int, ticks: Callable[[int, Piece], float] = _one_tick
+    flow: Flow, stages: int, ticks: Callable[[int, ForwardPass], float] = _one_tick
 ) -> float:
-    """The idle share of decode that the schedule itself costs, communication being free."""
-    slots = timetable(flow, stages, ticks)
-    busy = [(slot.start, slot.end) for slot in slots]
-    return idle_share(busy, stages, decode_window(slots))
+    """Return the idle share of decode that the schedule alone costs, with free communication."""
+    entries = timetable(flow, stages, ticks)
+    busy = [(entry.start, entry.end) for entry in entries]
+    return idle_share(busy, stages, decode_window(entries))

@@ -1,4 +1,4 @@
-"""The pipeline's real loop on lines that know no mercy: no deadlock at any size, no mix-up.
+"""The pipeline's real loop on channels that know no mercy: no deadlock at any size, no mix-up.
 
 Stages are threads. A send ends only when its receive was asked for, and whoever waits in vain
 for long has met a deadlock. Hidden states are numbers that every stage changes in its own way.
@@ -19,7 +19,7 @@ from kernels.decode import DecodeState
 from kernels.engine import ignore
 from kernels.generate import Batch, Generation, NewTokens
 from kernels.pipeline.channels import AHEAD
-from kernels.pipeline.schedule import Piece
+from kernels.pipeline.schedule import ForwardPass
 from kernels.pipeline_parallel import PipelineEngine
 from kernels.strategies import Parallel, PipelineParallel, Strategy
 from kernels.timeline import OFF
@@ -28,8 +28,8 @@ PATIENCE_S = 10.0
 VOCAB = 89
 
 
-class Line:
-    """A one-way line between two threads; its k-th send meets its k-th receive."""
+class OneWay:
+    """A one-way channel between two threads; its k-th send meets its k-th receive."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Line:
                     self._sent[self._met],
                     self._asked[self._met],
                 )
-                assert sent.shape == room.shape, "a message for another piece"
+                assert sent.shape == room.shape, "a message for another pass"
                 room.copy_(sent)
                 left.set()
                 came.set()
@@ -106,7 +106,7 @@ class Numbers(PipelineEngine):
         self.placement = SimpleNamespace(  # type: ignore[assignment]
             stage=stage, is_first=stage == 0, is_last=stage == last
         )
-        self.seen: list[Piece] = []
+        self.seen: list[ForwardPass] = []
 
     def decode_state(self, rows: int, prompt: int, new_tokens: int) -> DecodeState:
         cache: Any = SimpleNamespace(
@@ -118,10 +118,10 @@ class Numbers(PipelineEngine):
     def new_hidden(self, rows: int, tokens: int) -> Tensor:
         return torch.empty((rows, tokens, 1), dtype=torch.int64)
 
-    def _work(self, piece: Piece, x: Tensor, parts: Any) -> Tensor:
-        self.seen.append(piece)
+    def _compute(self, forward: ForwardPass, x: Tensor, state: Any) -> Tensor:
+        self.seen.append(forward)
         x_BTD = x[..., None] if self.placement.is_first else x
-        assert x_BTD.shape[:2] == (len(piece.rows), len(piece.columns))
+        assert x_BTD.shape[:2] == (len(forward.rows), len(forward.columns))
         return stage_of(x_BTD, self.placement.stage)
 
     def choose(self, x_BTD: Tensor, tokens: NewTokens) -> Tensor:
@@ -145,18 +145,18 @@ def expected_ids(batch: Batch, stages: int, new_tokens: int) -> Tensor:
 
 def run(
     strategy: Strategy, batch: Batch, generation: Generation
-) -> tuple[list[Tensor], list[Line]]:
-    """Every stage's ids, and the lines."""
+) -> tuple[list[Tensor], list[OneWay]]:
+    """Every stage's ids, and the channels."""
     count = strategy.stages
-    onward, back = [Line() for _ in range(count - 1)], Line()
+    onward, back = [OneWay() for _ in range(count - 1)], OneWay()
     stages = Stages(count)
     results: list[Any] = [None] * count
 
     def work(stage: int) -> None:
         channels = SimpleNamespace(
-            before=onward[stage - 1] if stage else None,
-            after=onward[stage] if stage < count - 1 else None,
-            back=back if count > 1 and stage in (0, count - 1) else None,
+            from_previous=onward[stage - 1] if stage else None,
+            to_next=onward[stage] if stage < count - 1 else None,
+            to_first=back if count > 1 and stage in (0, count - 1) else None,
         )
         engine = Numbers(strategy, stage, channels, stages.of(stage))
         try:
@@ -209,22 +209,22 @@ def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
     batch = Batch(ids_BT, torch.zeros(rows, dtype=torch.int64))
     generation = Generation(new_tokens=new_tokens)
     with patch.dict(AHEAD, cpu=ahead):
-        results, lines = run(strategy, batch, generation)
+        results, channels = run(strategy, batch, generation)
     expected = expected_ids(batch, stages, new_tokens)
     assert all(torch.equal(ids, expected) for ids in results)
-    assert all(line.is_empty for line in lines)
+    assert all(each.is_empty for each in channels)
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "async"])
-def test_a_stop_leaves_nothing_on_the_lines(schedule: str) -> None:
+def test_a_stop_leaves_nothing_in_the_channels(schedule: str) -> None:
     strategy = Parallel(
         pipeline=PipelineParallel(degree=3, schedule=schedule, micro_batches=4)
     )
     batch = Batch(torch.arange(4)[:, None], torch.zeros(4, dtype=torch.int64))
     all_ids = tuple(range(VOCAB))
     ending = Generation(new_tokens=50, eos_ids=all_ids, stop_at_eos=True)
-    results, lines = run(strategy, batch, ending)
-    assert all(line.is_empty for line in lines)
+    results, channels = run(strategy, batch, ending)
+    assert all(each.is_empty for each in channels)
     for ids in results:
         assert torch.equal(ids[:, :1], expected_ids(batch, 3, 1))
         assert (ids[:, 1:] == -1).all()

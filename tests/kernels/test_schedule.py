@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from kernels.pipeline.schedule import (
     Flow,
-    Piece,
+    ForwardPass,
     bubble,
     decode_rows,
     decode_window,
-    enters_after,
+    dependencies,
+    forward_passes,
     idle_share,
-    order,
     timetable,
 )
 from kernels.strategies import DataParallel, Parallel, PipelineParallel, Single
@@ -34,10 +34,10 @@ def flows(draw: st.DrawFn) -> Flow:
 
 def drawn(flow: Flow, stages: int) -> list[str]:
     rows = [["  ."] * 40 for _ in range(stages)]
-    for slot in timetable(flow, stages):
-        text = f" {slot.piece.token}{slot.piece.micro_batch}"
-        assert rows[slot.stage][int(slot.start)] == "  .", "two pieces at once"
-        rows[slot.stage][int(slot.start)] = text
+    for entry in timetable(flow, stages):
+        text = f" {entry.forward.token}{entry.forward.micro_batch}"
+        assert rows[entry.stage][int(entry.start)] == "  .", "two passes at once"
+        rows[entry.stage][int(entry.start)] = text
     return ["".join(row[:10]) for row in rows]
 
 
@@ -51,9 +51,9 @@ def test_micro_batches_are_disjoint_and_hold_every_row_of_the_batch(flow: Flow) 
 @given(flows())
 def test_every_column_of_every_row_is_computed_once_and_in_order(flow: Flow) -> None:
     columns: dict[int, list[int]] = {row: [] for row in range(flow.rows)}
-    for piece in order(flow):
-        for row in piece.rows:
-            columns[row] += piece.columns
+    for forward in forward_passes(flow):
+        for row in forward.rows:
+            columns[row] += forward.columns
     written = flow.prompt_tokens + flow.new_tokens - 1
     assert all(seen == list(range(written)) for seen in columns.values())
 
@@ -61,25 +61,25 @@ def test_every_column_of_every_row_is_computed_once_and_in_order(flow: Flow) -> 
 @given(flows())
 def test_every_row_gets_one_id_for_each_new_token(flow: Flow) -> None:
     tokens: dict[int, list[int]] = {row: [] for row in range(flow.rows)}
-    for piece in order(flow):
-        for row in piece.rows if piece.chooses else ():
-            tokens[row].append(piece.token)
+    for forward in forward_passes(flow):
+        for row in forward.rows if forward.chooses else ():
+            tokens[row].append(forward.token)
     assert all(seen == list(range(flow.new_tokens)) for seen in tokens.values())
 
 
 @given(flows())
-def test_no_piece_enters_before_the_ids_it_continues_are_back(flow: Flow) -> None:
-    pieces = order(flow)
-    waits = enters_after(flow, pieces)
-    for number, (piece, after) in enumerate(zip(pieces, waits, strict=True)):
-        assert after < number, "a piece that waits for itself or a later one deadlocks"
+def test_no_pass_enters_before_the_ids_it_continues_are_back(flow: Flow) -> None:
+    passes = forward_passes(flow)
+    waits = dependencies(flow, passes)
+    for number, (forward, after) in enumerate(zip(passes, waits, strict=True)):
+        assert after < number, "a pass that waits for itself or a later one deadlocks"
         known = {
             (row, before.token)
-            for before in pieces[: after + 1]
+            for before in passes[: after + 1]
             for row in (before.rows if before.chooses else ())
         }
-        if piece.token:
-            assert {(row, piece.token - 1) for row in piece.rows} <= known
+        if forward.token:
+            assert {(row, forward.token - 1) for row in forward.rows} <= known
     assert waits == sorted(waits)
 
 
@@ -89,25 +89,25 @@ def test_gpipe_lets_a_token_in_only_when_all_ids_of_the_last_are_back(
 ) -> None:
     if flow.schedule != "gpipe":
         return
-    pieces = order(flow)
-    for piece, after in zip(pieces, enters_after(flow, pieces), strict=True):
-        if piece.token:
-            assert pieces[after].token == piece.token - 1
-            assert pieces[after + 1].token == piece.token
+    passes = forward_passes(flow)
+    for forward, after in zip(passes, dependencies(flow, passes), strict=True):
+        if forward.token:
+            assert passes[after].token == forward.token - 1
+            assert passes[after + 1].token == forward.token
 
 
 @given(flows(), st.integers(1, 6), st.integers(0, 3), st.integers(1, 4))
-def test_no_stage_is_twice_busy_and_no_piece_overtakes_at_any_size(
+def test_no_stage_is_twice_busy_and_no_pass_overtakes_at_any_size(
     flow: Flow, stages: int, hop: int, prefill: int
 ) -> None:
-    slots = timetable(flow, stages, lambda _, p: 1 if p.token else prefill, hop)
-    assert len(slots) == stages * len(order(flow))
+    entries = timetable(flow, stages, lambda _, p: 1 if p.token else prefill, hop)
+    assert len(entries) == stages * len(forward_passes(flow))
     for stage in range(stages):
-        mine = [slot for slot in slots if slot.stage == stage]
-        assert [slot.piece for slot in mine] == order(flow)
+        mine = [entry for entry in entries if entry.stage == stage]
+        assert [entry.forward for entry in mine] == forward_passes(flow)
         assert all(a.end <= b.start for a, b in itertools.pairwise(mine))
-    for before, after in itertools.pairwise(slots):
-        if before.piece == after.piece:
+    for before, after in itertools.pairwise(entries):
+        if before.forward == after.forward:
             assert before.end + hop <= after.start
 
 
@@ -175,17 +175,19 @@ def test_more_prefill_micro_batches_than_rows_cut_the_prompts_by_columns() -> No
         prefill_micro_batches=3,
     )
     expected = [
-        Piece(token=0, micro_batch=0, rows=range(1), columns=range(3), chooses=False),
-        Piece(token=0, micro_batch=1, rows=range(1), columns=range(3, 5)),
-        Piece(token=0, micro_batch=2, rows=range(1, 2), columns=range(5)),
+        ForwardPass(
+            token=0, micro_batch=0, rows=range(1), columns=range(3), chooses=False
+        ),
+        ForwardPass(token=0, micro_batch=1, rows=range(1), columns=range(3, 5)),
+        ForwardPass(token=0, micro_batch=2, rows=range(1, 2), columns=range(5)),
     ]
-    assert order(flow) == expected
+    assert forward_passes(flow) == expected
 
 
 def test_the_decode_window_leaves_the_prefill_out() -> None:
     flow = Flow(schedule="gpipe", rows=1, prompt_tokens=1, new_tokens=2)
-    slots = timetable(flow, 2, lambda _, piece: 1 if piece.token else 5)
-    assert decode_window(slots) == (10, 12)
+    entries = timetable(flow, 2, lambda _, forward: 1 if forward.token else 5)
+    assert decode_window(entries) == (10, 12)
     only = Flow(schedule="gpipe", rows=1, prompt_tokens=1, new_tokens=1)
     assert decode_window(timetable(only, 2)) == (0, 2)
 

@@ -142,6 +142,19 @@ def test_a_case_that_ran_out_of_memory_by_slurm_s_word_says_so(
     assert (state.state, state.cause) == ("ended", "oom_host")
 
 
+@pytest.mark.parametrize("cases_per_job", [1, 3])
+def test_a_slow_case_is_ended_by_its_supervisor_and_not_by_slurm(
+    cases_per_job: int,
+) -> None:
+    """Or nobody would file a record that says it took too long."""
+    cluster = load_cluster("sol", {"cases_per_job": cases_per_job})
+    cases = [a_case(seed=seed) for seed in range(cases_per_job)]
+    (batch,) = SlurmRunner(cluster).batches(cases)
+    assert batch.resources is not None
+    assert cases_per_job * batch.timeout_s < batch.resources.time_s
+    assert batch.timeout_s > batch.resources.time_s / cases_per_job / 2
+
+
 def test_retry_keeps_a_case_off_the_node_that_failed_under_it(
     tmp_path: Path, commands: Commands
 ) -> None:
