@@ -1,8 +1,7 @@
-"""What each layer costs in decode: time, weights, cache, hand-over. Numbers only, no torch.
+"""What each layer costs in decode: time, weights, cache, messages. Numbers only, no torch.
 
 The layers of a Llama differ only at the ends: the first comes with the embedding, the last with
-the norm and the output head. Times are measured (`jobs.profiling.profile_layers`) or, where
-there is no device at hand, those of a memory of a given speed (`roofline`).
+the norm and the output head. Times are measured (`jobs.profiling.profile_layers`).
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ class LayerCost:
     kv_bytes: int
     """Keys and values of all sequences in flight."""
     activation_bytes: int
-    """Of one micro-batch, handed to the next layer."""
+    """Of one micro-batch, passed to the next layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,12 @@ class LayerTimes:
 
 
 def layer_bytes(shape: ModelShape, load: Load) -> int:
-    """Weights of one layer, without what comes with the ends."""
+    """Return the bytes of one layer's weights, without embedding and head."""
     return load.width * sum(map(num_elements, layer_tensors(shape).values()))
 
 
 def layer_costs(times: LayerTimes, shape: ModelShape, load: Load) -> list[LayerCost]:
-    """Every layer's cost, first layer first."""
+    """Return every layer's cost, first layer first."""
     table = load.width * shape.vocab_size * shape.dim
     costs = []
     for layer in range(shape.n_layers):
@@ -72,18 +71,6 @@ def layer_costs(times: LayerTimes, shape: ModelShape, load: Load) -> list[LayerC
             )
         )
     return costs
-
-
-def roofline(shape: ModelShape, load: Load, bytes_per_s: float) -> LayerTimes:
-    """The times where reading weights and cache from memory is all that counts."""
-    read = layer_bytes(shape, load) + load.rows * _kv_bytes(shape, load)
-    head = load.width * shape.vocab_size * shape.dim
-    row = load.width * shape.dim
-    return LayerTimes(
-        layer_s=read / bytes_per_s,
-        embedding_s=load.rows * row / bytes_per_s,
-        head_s=head / bytes_per_s,
-    )
 
 
 def _kv_bytes(shape: ModelShape, load: Load) -> int:

@@ -39,17 +39,17 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """How devices are joined; the defaults are free of cost."""
+    """How devices are connected; by default at no cost."""
 
     bytes_per_s: float = math.inf
     latency_s: float = 0.0
 
     def hop_s(self, num_bytes: int) -> float:
-        """Time to hand a tensor to the next stage."""
+        """Return the time to send a tensor to the next stage."""
         return self.latency_s + num_bytes / self.bytes_per_s
 
     def all_reduce_s(self, num_bytes: int, degree: int) -> float:
-        """Time to sum a tensor over `degree` devices, in a ring."""
+        """Return the time to sum a tensor over `degree` devices, in a ring."""
         if degree == 1:
             return 0.0
         return self.latency_s + 2 * (degree - 1) / degree * num_bytes / self.bytes_per_s
@@ -63,7 +63,7 @@ class Stage:
     devices: range
     """More than one: the tensor degree."""
     seconds: float
-    """Of one micro-batch, with the hand-over that brings it."""
+    """Of one micro-batch, with the message that brings it."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,13 @@ class Partition:
     stages: tuple[Stage, ...]
 
     @property
-    def slowest_s(self) -> float:
-        """What a full pipeline takes for one micro-batch."""
-        return max(stage.seconds for stage in self.stages)
-
-    @property
     def split(self) -> tuple[int, ...]:
-        """Layers per stage, as `placement.Strategy` takes them."""
+        """Layers of each stage, as the option `split` has them."""
         return tuple(len(stage.layers) for stage in self.stages)
 
 
 _Cost = Callable[[int, int, int, int], float]
-"""Layers from, to, devices from, to → cost of that stage, infinite where it does not fit."""
+"""Layers from, to, devices from, to → cost of that stage, infinite if it does not fit."""
 
 
 def partition(
@@ -93,7 +88,7 @@ def partition(
     link: Link = Link(),
     degrees: Sequence[int] = (1,),
 ) -> Partition:
-    """The stages whose slowest is fastest; all devices are used, in their order.
+    """Return the stages whose slowest is fastest; all devices are used, in their order.
 
     Args:
         degrees: how many devices one stage may take, to shard its layers over.

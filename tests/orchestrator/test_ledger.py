@@ -1,6 +1,7 @@
 """The ledger: whatever a crash leaves of it can be read, and says nothing that was not so."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,27 @@ def test_a_later_acceptance_ends_a_refusal(file: Path) -> None:
     writer.intend("k2", "local", "local", [[Entry("a", 1)]])
     writer.accept("k2", ["1"])
     assert set(read_ledger(file).refusals()) == {"b", "c"}
+
+
+def test_an_event_is_on_the_disk_before_the_writer_returns(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a power cut after sbatch would leave a job that no ledger knows."""
+    synced: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append((name, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    writer = LedgerWriter(file)
+    writer.intend("k1", "local", "local", JOBS)
+    writer.accept("k1", ["1", "2"])
+    first, second = file.read_bytes().splitlines(keepends=True)
+    name = str(file.resolve())
+    assert synced == [(name, len(first)), (name, len(first) + len(second))]
 
 
 def test_cancelled_jobs_are_remembered(file: Path) -> None:
