@@ -1,11 +1,11 @@
-"""What a case needs of memory, from its shape and placement alone.
+"""How much memory a case needs, from its shape and placement alone.
 
 A floor, not an estimate: what it says cannot fit is not submitted and is a `#` in the table, so
 it must never be too high. Per rank:
 
-    weights   the slices that the placement owns; zero-offload: what is resident, and one slot
+    weights   the slices that the placement owns; zero-offload: what is resident, and one buffer
     cache     keys and values of every sequence in flight, prompt and new tokens
-    working   the widest moment of a layer during the prefill (`offload_plan.working_bytes`), of
+    working   what a layer needs at most during the prefill (`offload_plan.working_bytes`), of
               one micro-batch, and `WORKSPACE_BYTES` for the matrix kernels
 
 and in main memory `PROCESS_BYTES` for each process with what it keeps there: weights that wait
@@ -61,7 +61,7 @@ class Forecast:
     budget_bytes: int
     """What the case itself allows on a device; 0: no limit."""
     is_balanced: bool = False
-    """Who holds which layers is decided by a profile, on the devices."""
+    """The layers of each stage follow from a profile of the devices."""
 
     @property
     def device_bytes(self) -> int:
@@ -71,19 +71,19 @@ class Forecast:
 
     @property
     def host_bytes(self) -> int:
-        """In main memory, all ranks together, where devices have memory of their own."""
+        """In main memory, of all ranks together, if devices have their own memory."""
         each = (rank.host_bytes + PROCESS_BYTES for rank in self.ranks)
         return self.replicas * sum(each)
 
     @property
     def all_bytes(self) -> int:
-        """In main memory where there is no GPU."""
+        """In main memory if there is no GPU."""
         on_devices = sum(rank.device_bytes for rank in self.ranks)
         return self.host_bytes + self.replicas * on_devices
 
 
 def forecast(case: Case, shape: ModelShape) -> Forecast:
-    """What the case needs, its model having that shape."""
+    """Return what the case needs if its model has that shape."""
     strategy = case.strategy
     one_replica = range(strategy.stages * strategy.shards)
     return Forecast(
@@ -122,7 +122,7 @@ def _budget_bytes(strategy: Strategy) -> int:
 
 
 def _at_once(strategy: Strategy, rows: int, prompt: int) -> tuple[int, int]:
-    """Rows and tokens of each that go through a layer together during the prefill."""
+    """Return how many rows, of how many tokens, pass through a layer at once in the prefill."""
     parts = strategy.prefill_micro_batches
     if parts <= rows:
         return -(-rows // parts), prompt
@@ -140,7 +140,7 @@ def _owned(
 def _weights(
     strategy: Strategy, shape: ModelShape, units: dict[str, Unit]
 ) -> tuple[int, int]:
-    """Bytes on the device, and bytes that wait in main memory."""
+    """Return the bytes on the device, and those that wait in main memory."""
     sizes = {name: _content(unit) for name, unit in units.items()}
     offload = strategy.zero_offload
     if offload is None:
@@ -170,12 +170,12 @@ def misfit(
     device: str = "GPU",
     nodes: int = 1,
 ) -> str | None:
-    """Why the case cannot fit, for a `#` in the table; None where it may.
+    """Return why the case cannot fit, for a `#` in the table; None if it may.
 
     Args:
         need: of the case.
-        device_memory_bytes: of each device; None where there is none but main memory, or it
-            is not known.
+        device_memory_bytes: of each device; None if it has only main memory, or it is not
+            known.
         host_memory_bytes: main memory of a node that the case has; None: not known.
         device: what a device is called.
         nodes: of the job, with equally many ranks on each.

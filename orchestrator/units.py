@@ -1,49 +1,32 @@
-"""Durations, sizes and counts, as people and as Slurm write them."""
+"""Durations and counts, as people and as Slurm write them."""
 
 import re
 
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_BYTES = {
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
 
 
 def seconds(text: str) -> int:
-    """Whole seconds of `30min`, `4 h`, `1.5 d`, or of Slurm's own `1-02:00:00`.
+    """Return the whole seconds of `30min`, `4 h`, `1.5 d`, or of Slurm's own `1-02:00:00`.
 
     Raises:
         ValueError: neither.
     """
     as_slurm = slurm_seconds(text)
-    return as_slurm if as_slurm is not None else _quantity(text, _SECONDS, "30min")
+    return as_slurm if as_slurm is not None else _quantity(text)
 
 
-def num_bytes(text: str) -> int:
-    """Return the bytes of `79 GiB` or `500 GB`.
-
-    Raises:
-        ValueError: no number with a unit that is known.
-    """
-    return _quantity(text, _BYTES, "16GiB")
-
-
-def _quantity(text: str, units: dict[str, int], example: str) -> int:
+def _quantity(text: str) -> int:
     found = _QUANTITY.fullmatch(text)
-    if found is None or found[2] not in units:
+    if found is None or found[2] not in _SECONDS:
         raise ValueError(
-            f"must be a number and a unit ({', '.join(units)}), such as {example!r}, got {text!r}"
+            f"must be a number and a unit ({', '.join(_SECONDS)}), such as '30min', got {text!r}"
         )
-    return round(float(found[1]) * units[found[2]])
+    return round(float(found[1]) * _SECONDS[found[2]])
 
 
 def slurm_time(total_s: int) -> str:
-    """Slurm's `D-HH:MM:SS`, days left out where there are none.
+    """Return Slurm's `D-HH:MM:SS`, without days if there are none.
 
     >>> slurm_time(5400), slurm_time(90061)
     ('01:30:00', '1-01:01:01')

@@ -10,6 +10,8 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
     WithJsonSchema,
 )
 
@@ -32,6 +34,20 @@ Size = Annotated[
     ByteSize, Field(ge=2**20), WithJsonSchema({"type": ["string", "integer"]})
 ]
 """Bytes; a profile writes `79GiB`."""
+
+
+def size_bytes(text: str) -> int:
+    """Return the bytes of `79GiB` or `500 GB`.
+
+    Raises:
+        ValueError: no size of at least a MiB.
+    """
+    try:
+        return TypeAdapter(Size).validate_python(text)
+    except ValidationError:
+        raise ValueError(
+            f"must be a size of at least 1MiB, such as '16GiB', got {text!r}"
+        ) from None
 
 
 class Strict(BaseModel):

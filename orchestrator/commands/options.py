@@ -82,7 +82,7 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a list of rows as JSON."
 )
 yes_option = click.option(
-    "--yes", "-y", is_flag=True, help="Do not ask, however many cases."
+    "--yes", "-y", is_flag=True, help="Do not ask for confirmation."
 )
 
 

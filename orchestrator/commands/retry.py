@@ -1,13 +1,13 @@
-"""`orch retry`: run failed cases again, where that can help.
+"""`orch retry`: run failed cases again where that can help.
 
-cause                       again without being told?   with
+cause                       retried by default?         otherwise with
 lost preempted cancelled
-launch nccl unknown         where the record says so    -
-node_fail                   yes                         its nodes excluded
+launch nccl unknown         if the record says so       --cause or its name
+node_fail                   yes, on other nodes
 timeout                     no                          --case-time
 oom_host                    no                          --host-memory
 oom_gpu invalid_result
-config                      no, it comes again          --anyway
+config                      no, it would fail again     --anyway
 """
 
 import sys
@@ -20,6 +20,7 @@ import click
 
 from orchestrator.case import Case
 from orchestrator.clusters.cluster import load_cluster
+from orchestrator.clusters.parts import size_bytes
 from orchestrator.commands.options import (
     cases_argument,
     checked_by,
@@ -39,7 +40,7 @@ from orchestrator.submission.submit import (
     settle_interrupted,
     submit_cases,
 )
-from orchestrator.units import counted, num_bytes, seconds
+from orchestrator.units import counted, seconds
 
 _MENDED_BY = {"timeout": "case_time", "oom_host": "host_memory"}
 _OPTION = {"timeout": "--case-time 2h", "oom_host": "--host-memory 64GiB"}
@@ -65,7 +66,7 @@ CAUSES = ("oom_gpu", "oom_host", "timeout", "preempted", "node_fail", "nccl", "l
     help="Time for each case, such as 2h.",
 )  # fmt: skip
 @click.option(
-    "--host-memory", metavar="SIZE", callback=checked_by(num_bytes),
+    "--host-memory", metavar="SIZE", callback=checked_by(size_bytes),
     help="Main memory for each GPU, such as 64GiB.",
 )  # fmt: skip
 @click.option(
@@ -74,8 +75,10 @@ CAUSES = ("oom_gpu", "oom_host", "timeout", "preempted", "node_fail", "nccl", "l
     metavar="N",
     help="Cases that one job runs in turn.",
 )
-@click.option("--exclude", metavar="NODE", multiple=True, help="Not on this node.")
-@click.option("--anyway", is_flag=True, help="Even if it is expected to fail again.")
+@click.option("--exclude", metavar="NODE", multiple=True, help="Avoid this node.")
+@click.option(
+    "--anyway", is_flag=True, help="Retry also what is expected to fail again."
+)
 @yes_option
 @study_option
 @results_option
@@ -94,8 +97,8 @@ def retry(
 ) -> None:
     """Run failed cases again where that can help.
 
-    CASE is a case id, a part of one, or a pattern such as '*70b*'; without any, all failed
-    cases of the study are meant.
+    CASE is a case id, a part of one, or a pattern such as '*70b*'; by default
+    all failed cases of the study.
     """
     choice = Choice(cases, statuses, causes)
     change = Change(case_time, host_memory, cases_per_job, exclude, anyway)
@@ -104,7 +107,7 @@ def retry(
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be different this time."""
+    """What is different this time."""
 
     case_time: str | None = None
     host_memory: str | None = None
@@ -112,10 +115,10 @@ class Change:
     cases_per_job: int | None = None
     exclude: tuple[str, ...] = ()
     anyway: bool = False
-    """Also what will fail again the same way."""
+    """Retry also what is expected to fail again."""
 
     def of_profile(self, device: str | None, nodes: Iterable[str]) -> dict[str, Any]:
-        """As keys of a cluster's profile."""
+        """Return the change as keys of a cluster's profile."""
         changes: dict[str, Any] = {}
         if self.case_time:
             changes["case_time"] = self.case_time
@@ -132,7 +135,7 @@ class Change:
 class _Sorted:
     again: list[CaseStatus] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    """Why others are not run again."""
+    """For each other case, why it is not run again."""
 
 
 def retry_cases(
@@ -144,7 +147,7 @@ def retry_cases(
     yes: bool,
     confirm: Confirm,
 ) -> int:
-    """Submit the chosen failed cases again; the exit code.
+    """Submit the chosen failed cases again. Return the exit code.
 
     Raises:
         InputError: it was not confirmed, or a change cannot be right.
@@ -181,18 +184,18 @@ def _sort(failed: list[CaseStatus], choice: Choice, change: Change) -> _Sorted:
 
 
 def why_not(each: CaseStatus, choice: Choice, change: Change) -> str | None:
-    """Why the case is not run again, or None: it is."""
+    """Return why the case is not run again, or None if it is."""
     cause = each.cause or "unknown"
     if change.anyway or (each.status == "lost" and cause not in _MENDED_BY):
         return None
     if cause in _MENDED_BY:
         if getattr(change, _MENDED_BY[cause]):
             return None
-        return f"{cause} would come again: give {_OPTION[cause]} (or --anyway)"
+        return f"{cause} would fail again: give {_OPTION[cause]} (or --anyway)"
     named = bool(choice.names) or cause in choice.causes
     if each.retryable or (named and each.status == "failed"):
         return None
-    return f"{cause} would come again: {each.remedy or 'change the case'} (or --anyway)"
+    return f"{cause} would fail again: {each.remedy or 'change the case'} (or --anyway)"
 
 
 def _submit(study: Study, again: list[CaseStatus], change: Change) -> list[str]:
@@ -228,7 +231,7 @@ def _case(study: Study, each: CaseStatus) -> Case | None:
 
 
 def _nodes(each: CaseStatus) -> set[str]:
-    """Where it ran; more than one node only where Slurm's own list is short."""
+    """Return the nodes that the case ran on; of a job without a record, Slurm's list."""
     if each.record is not None and each.record.ranks:
         return {rank.host for rank in each.record.ranks}
     hosts = each.job.hosts if each.job else ""

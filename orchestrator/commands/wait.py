@@ -1,4 +1,4 @@
-"""Stay with a study until its cases ended."""
+"""Wait until the cases of a study have ended, and show each as it ends."""
 
 import time
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from orchestrator.study.ledger import read_ledger
 from orchestrator.submission.job_states import asker
 
 GOOD = frozenset({"ok", "oom", "pruned"})
-"""Ends that are findings: what cannot fit is an answer too."""
+"""Statuses that are results: what does not fit is one too."""
 
 
 def wait_for(study: Study, case_ids: Sequence[str], poll_s: float) -> int:
-    """Show the cases as they end; 0 when each has an answer, 1 when one failed or got lost."""
+    """Show the cases as they end. Return 0 if each has a result, 1 if one failed or was lost."""
     console = stderr()
     ended: dict[str, CaseStatus] = {}
     try:
@@ -44,7 +44,7 @@ def wait_for(study: Study, case_ids: Sequence[str], poll_s: float) -> int:
 
 
 def pause_s(poll_s: float, look_s: float) -> float:
-    """How long not to look: looking may share the cores with what is measured."""
+    """Return the seconds until the next look, which may share cores with what is measured."""
     return max(poll_s, 20 * look_s)
 
 
@@ -54,17 +54,17 @@ def _look(
     ended: dict[str, CaseStatus],
     console: Console,
 ) -> list[CaseStatus]:
-    """Note and say which cases ended since the last look; the others."""
+    """Show which cases ended since the last look. Return the active ones."""
     open_ids = [case_id for case_id in case_ids if case_id not in ended]
     found = case_statuses(study, read_ledger(study.ledger_file), asker(study), open_ids)
     for each in found:
         if each.status not in ACTIVE:
             ended[each.case_id] = each
-            _say(console, each)
+            _show(console, each)
     return [each for each in found if each.status in ACTIVE]
 
 
-def _say(console: Console, each: CaseStatus) -> None:
+def _show(console: Console, each: CaseStatus) -> None:
     took = f"  {duration(each.elapsed_s)}" if each.elapsed_s is not None else ""
     why = f"  {note(each)}" if each.status != "ok" else ""
     status = (f"{each.status:8}", STYLES[each.status])
@@ -75,8 +75,7 @@ def _now(active: Sequence[CaseStatus]) -> str:
     running = [each for each in active if each.status == "running"]
     if not running:
         return "waiting" if active else ""
-    said = note(running[0])
-    return f"{running[0].case_id} {said}".strip()
+    return f"{running[0].case_id} {note(running[0])}".strip()
 
 
 def _progress(console: Console) -> Progress:

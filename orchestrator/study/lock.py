@@ -1,9 +1,9 @@
-"""One command at a time changes a study: a lock that holds on network file systems too.
+"""A lock that lets one command at a time change a study, on network file systems too.
 
-The lock is a file made by `link`, which is atomic on NFS. It names its holder: host, process
-and the process's start. A holder that died on this host is recognised at once; one on another
-host when its file, touched every few seconds, stood still for a while by this host's own clock,
-so that clocks need not agree.
+The lock is a file made by `link`, which is atomic on NFS. It names its holder: host, process and
+the process's start. A holder that died on this host is recognised at once. A holder touches its
+file every few seconds: on another host it counts as dead once the file has not changed for a
+while by this host's own clock, so clocks need not agree.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from orchestrator.errors import OrchError
 from orchestrator.processes import start_time, still_runs
 
 TOUCH_S = 5.0
-STANDS_STILL_S = 45.0
+DEAD_AFTER_S = 45.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def locked(
 
     Args:
         wait_s: how long to wait for another holder.
-        on_wait: told once, when there is one.
+        on_wait: called once, with the other holder.
 
     Raises:
-        OrchError: another process held it all the time.
+        OrchError: another process held it for that long.
     """
     mine = Holder(
         socket.gethostname(),
@@ -76,7 +76,7 @@ def locked(
 
 
 def holder_of(file: Path) -> Holder | None:
-    """Who holds the lock now, as far as this host can tell; None where nobody does."""
+    """Return who holds the lock, as far as this host can tell, or None."""
     holder = _read(file)
     if holder is None or _Watch().is_dead(file, holder):
         return None
@@ -88,7 +88,7 @@ def _acquire(
 ) -> None:
     deadline = time.monotonic() + wait_s
     watch = _Watch()
-    told = False
+    has_reported = False
     while not _create(file, mine):
         holder = _read(file)
         if holder is None:
@@ -98,9 +98,9 @@ def _acquire(
             if _read(file) == mine:
                 return
             continue
-        if not told:
+        if not has_reported:
             on_wait(holder)
-            told = True
+            has_reported = True
         if time.monotonic() > deadline:
             raise OrchError(
                 f"{file} has been held by {holder} for longer than {wait_s:.0f} s; "
@@ -110,10 +110,10 @@ def _acquire(
 
 
 class _Watch:
-    """Recognises a dead holder: here by its process, elsewhere by its file, which stands still."""
+    """Recognises a dead holder: here by its process, elsewhere by its unchanged file."""
 
     def __init__(self) -> None:
-        self.seen: tuple[str, int] | None = None
+        self.last_seen: tuple[str, int] | None = None
         self.since = time.monotonic()
 
     def is_dead(self, file: Path, holder: Holder) -> bool:
@@ -123,9 +123,9 @@ class _Watch:
             sign = (holder.token, file.stat().st_mtime_ns)
         except FileNotFoundError:
             return False
-        if sign != self.seen:
-            self.seen, self.since = sign, time.monotonic()
-        return time.monotonic() - self.since > STANDS_STILL_S
+        if sign != self.last_seen:
+            self.last_seen, self.since = sign, time.monotonic()
+        return time.monotonic() - self.since > DEAD_AFTER_S
 
 
 def _create(file: Path, mine: Holder) -> bool:

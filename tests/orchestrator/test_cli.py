@@ -140,7 +140,7 @@ def test_every_verb_of_a_study_takes_its_name_and_folder(verb: str) -> None:
         (["cancel", "--all", "toy"], "not both"),
         (["cancel", "nosuch"], "`orch status` lists all"),
         (["retry", "--case-time", "5"], "'--case-time': must be a number and a unit"),
-        (["retry", "--host-memory", "5 m"], "'--host-memory': must be a number"),
+        (["retry", "--host-memory", "5 min"], "'--host-memory': must be a size"),
         (["trace", "--tokens", "1"], "give both"),
         (["clusters", "sol", "--schema"], "give it alone"),
     ],

@@ -126,7 +126,7 @@ def test_a_pid_that_now_belongs_to_another_process_holds_nothing(
 def test_a_holder_on_another_host_is_believed_while_it_touches_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STANDS_STILL_S", 0.5)
+    monkeypatch.setattr(module, "DEAD_AFTER_S", 0.5)
     foreign(tmp_path / "lock")
     over = threading.Event()
 
@@ -150,7 +150,7 @@ def test_a_holder_on_another_host_is_believed_while_it_touches_its_file(
 def test_a_holder_on_another_host_that_stands_still_is_succeeded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STANDS_STILL_S", 0.3)
+    monkeypatch.setattr(module, "DEAD_AFTER_S", 0.3)
     foreign(tmp_path / "lock")
     os.utime(tmp_path / "lock", (4e9, 4e9))  # its clock is years ahead of ours
     with locked(tmp_path / "lock", wait_s=5):

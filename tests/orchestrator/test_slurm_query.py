@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.causes.slurm_states import STATES, is_uncertain, plain_reason, way_out
+from orchestrator.clusters.parts import size_bytes
 from orchestrator.runner import JobState
 from orchestrator.slurm.answers import LastAnswer, job_state
 from orchestrator.slurm.query import Answer, expand, parse_sacct, parse_squeue
 from orchestrator.slurm.submit import inherited
-from orchestrator.units import num_bytes, seconds, slurm_seconds, slurm_time
+from orchestrator.units import seconds, slurm_seconds, slurm_time
 
 
 @pytest.mark.parametrize(
@@ -257,4 +258,4 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 
 def test_sizes_are_read() -> None:
-    assert (num_bytes("79GiB"), num_bytes("1.5 GB")) == (79 * 2**30, 1_500_000_000)
+    assert (size_bytes("79GiB"), size_bytes("1.5 GB")) == (79 * 2**30, 1_500_000_000)

@@ -146,7 +146,7 @@ def test_a_time_limit_that_was_hit_is_the_cause(site: Site) -> None:
     found = wait_for(site, "lost", timeout=90)
     assert (found["cause"], found["slurm_state"]) == ("timeout", "TIMEOUT")
     refused = site.box.orch("retry")
-    assert "timeout would come again: give --case-time" in refused.stderr
+    assert "timeout would fail again: give --case-time" in refused.stderr
     assert site.queue() == []
     site.slow(0)
     assert site.box.orch("retry", "--case-time", "20min").returncode == 0
