@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from jobs.bench import LoadingLine, compose
-from jobs.measure import Work, measure, prepare
+from jobs.measure import Work, measure, prepare, rank_facts
 from jobs.progress import ProgressBoard
 from kernels.engine import Engine, EngineFacts, OnToken, ignore
 from kernels.generate import Batch, Generation
@@ -140,6 +141,21 @@ def test_the_time_of_loading_is_in_seconds() -> None:
     reporter = ProgressBoard.open(None, 1).reporter(0)
     made = prepare(CASE, World(), reporter, LoadingLine(reporter, speaks=False))
     assert 0 < made.load_s <= time.perf_counter() - began
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu_counts_what_was_freed_again() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and this machine has none")
+    world = World(device=torch.device("cuda", 0))
+    reporter = ProgressBoard.open(None, 1).reporter(0)
+    made = prepare(CASE, world, reporter, LoadingLine(reporter, speaks=False))
+    del_me = torch.empty(1 << 28, dtype=torch.uint8, device=world.device)
+    del del_me
+    facts = rank_facts(made)
+    assert facts.peak_memory_bytes > 1 << 28 > torch.cuda.memory_allocated()
+    assert facts.peak_reserved_bytes >= facts.peak_memory_bytes
+    assert (facts.device_memory_bytes or 0) > facts.peak_memory_bytes
 
 
 LATE = """

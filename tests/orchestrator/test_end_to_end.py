@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from orchestrator.clusters.hardware import gpu_memories_bytes
 from tests.orchestrator.sandbox import CHECKOUT
 
 GRID = """
@@ -19,13 +22,15 @@ axes: {model: [toy, huge], strategy: [model, tensor]}
 """
 
 
-def orch(results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def orch(
+    results: Path, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
     own = {
         "ORCH_RESULTS": str(results), "ORCH_MACHINE_LOCK": str(results / "machine.lock"),
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", *arguments], cwd=CHECKOUT,
-        env=os.environ | own, capture_output=True, text=True, timeout=300,
+        env=os.environ | own | more, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -69,3 +74,33 @@ def test_every_strategy_goes_the_whole_way_and_chooses_the_same_ids(
     assert [row["status"] for row in rows] == ["ok"] * 9
     assert len({row["ids_digest"] for row in rows}) == 1
     assert all(row["ids_agree"] for row in rows)
+
+
+@pytest.mark.gpu
+def test_a_grid_becomes_a_table_on_a_gpu_with_the_ids_of_a_cpu(tmp_path: Path) -> None:
+    if not gpu_memories_bytes():
+        pytest.skip("needs a CUDA device, and this machine has none")
+    grid = tmp_path / "grid.yaml"
+    one_gpu = "\n".join(
+        line for line in EVERY_STRATEGY.splitlines() if "gpus: 2}" not in line
+    )
+    grid.write_text(
+        one_gpu.replace("  - {strategy: {tensor: 2, pipeline: {}}, gpus: 4}", "")
+    )
+    found = {}
+    for place, devices in (("gpu", "0"), ("cpu", "")):
+        run = orch(
+            tmp_path, "submit", "--grid", str(grid), "--study", place, "--wait",
+            CUDA_VISIBLE_DEVICES=devices,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        said = orch(tmp_path, "collect", "--study", place, "--long", "--format", "json")
+        found[place] = json.loads(said.stdout)
+    assert [row["status"] for row in found["gpu"]] == ["ok"] * 3
+    assert len({row["ids_digest"] for rows in found.values() for row in rows}) == 1
+    assert {row["device"] for row in found["gpu"]}.isdisjoint(
+        row["device"] for row in found["cpu"]
+    )
+    assert all(row["driver"] and row["cuda"] for row in found["gpu"])
+    single = found["gpu"][0]
+    assert single["peak_memory_bytes"] >= single["weight_bytes"]
