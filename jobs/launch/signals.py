@@ -16,8 +16,10 @@ class Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         """The first signal to end; later ones do not replace it."""
-        heeded = [each for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN]
-        self._waited = {*heeded, signal.SIGCHLD}
+        self._ending = {
+            each for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN
+        }
+        self._waited = {*self._ending, signal.SIGCHLD}
 
     def __enter__(self) -> "Signals":
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)
@@ -43,7 +45,8 @@ class Signals:
         if self.received is not None:
             seconds = min(seconds, 0.1)
         caught = signal.sigtimedwait(self._waited, max(seconds, 0))
-        if caught is not None and caught.si_signo != signal.SIGCHLD:
+        # After SIGSTOP and SIGCONT, sigtimedwait may return a number that is no signal at all.
+        if caught is not None and caught.si_signo in self._ending:
             self.received = self.received or signal.Signals(caught.si_signo)
 
     def sleep(self, seconds: float) -> bool:

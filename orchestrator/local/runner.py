@@ -140,7 +140,7 @@ def _start(spec: Path) -> None:
         )  # fmt: skip
     while read_turn(spec.parent) is None:
         if process.poll() is not None:
-            raise OrchError(f"the local job did not start; {log} says why")
+            raise OrchError(f"the local job did not start: {_last_line(log)} ({log})")
         time.sleep(0.02)
 
 
@@ -182,12 +182,15 @@ def _state(folder: Path) -> JobState:
 
 
 def _last_words(log: Path) -> str:
-    """Return the last line that a job wrote which left no record."""
+    """Return what is known of a job that left no record."""
     gone = "its process is gone: killed, or this machine was restarted"
+    line = _last_line(log)
+    return f"{gone}; last words: {line} ({log})" if line else gone
+
+
+def _last_line(log: Path) -> str:
     try:
         text = log.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return gone
-    return (
-        f"{gone}; last words: {text.splitlines()[-1][:300]} ({log})" if text else gone
-    )
+        return ""
+    return text.splitlines()[-1][:400] if text else ""

@@ -7,11 +7,13 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+from orchestrator.errors import InputError
 from orchestrator.files import write_whole
 from orchestrator.local.runner import TURN, Turn
 from orchestrator.processes import start_time
@@ -31,16 +33,39 @@ def machine_lock() -> Path:
 
 def main(job: Path) -> None:
     """Wait until no other local job measures, then run this one."""
+    descriptor = open_lock(machine_lock())
     _note(job.parent, "waiting")
-    _lock_machine(job.parent)
+    _lock_machine(descriptor, job.parent)
     _note(job.parent, "running")
     os.execv(sys.executable, [sys.executable, "-m", "jobs.launch", str(job)])
 
 
-def _lock_machine(folder: Path) -> None:
-    file = machine_lock()
+def open_lock(file: Path) -> int:
+    """Open the lock file, and make it if there is none. Return its descriptor.
+
+    Raises:
+        InputError: another user can change what its name stands for.
+    """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    folder = file.parent.lstat()
+    # The folder's name can be guessed: whoever made it first could link any file of ours to it.
+    is_ours = stat.S_ISDIR(folder.st_mode) and folder.st_uid == os.getuid()
+    if not is_ours or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InputError(
+            f"{file.parent} must be a folder that belongs to you and that only you can write to, "
+            f"got owner {folder.st_uid} and mode {stat.filemode(folder.st_mode)}; remove it, or "
+            f"name a lock file elsewhere in ORCH_MACHINE_LOCK"
+        )
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise InputError(
+            f"{file} must be a plain file: {error.strerror}; remove it, or name another in "
+            f"ORCH_MACHINE_LOCK"
+        ) from error
+
+
+def _lock_machine(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -62,4 +87,7 @@ def _note(folder: Path, state: str, behind: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except InputError as error:
+        sys.exit(f"orch: {error}")

@@ -91,6 +91,10 @@ def case_statuses(
         if case_id in asked and _may_go_on(files[case_id].record)
     ]
     states = ask(unfinished) if unfinished else {}
+    for case_id, state in states.items():
+        if state.state == "ended":
+            # Look again: the job may have filed its record while the scheduler was asked.
+            files[case_id] = _files(study, case_id, asked[case_id])
     return [
         _status_of(
             study, case_id, files[case_id], asked.get(case_id),

@@ -217,3 +217,32 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path) -> None:
     supervisor.send_signal(signal.SIGHUP)
     ending = ending_of(supervisor)
     assert (ending["received"], ending["exit_code"]) == (None, 0)
+
+
+WAITER = """
+import time
+from jobs.launch.signals import Signals
+
+with Signals() as signals:
+    end = time.monotonic() + 2
+    print("waits", flush=True)
+    while time.monotonic() < end:
+        signals.wait(0.2)
+    print(signals.received)
+"""
+
+
+def test_a_suspended_supervisor_goes_on_as_if_nothing_had_been() -> None:
+    """Ctrl-Z and fg, or gang scheduling: stopped for longer than it wanted to wait."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITER], cwd=CHECKOUT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGCONT)
+    said, errors = process.communicate(timeout=60)
+    assert (said, errors, process.returncode) == ("None\n", "", 0)

@@ -1,6 +1,6 @@
 """Where a case stands, from its files, the ledger and what the runner answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -155,6 +155,17 @@ def test_a_job_that_ended_without_a_record_is_lost(study: Study) -> None:
 def test_what_the_scheduler_proves_of_a_lost_job_is_its_cause(study: Study) -> None:
     submitted(study)
     assert stands(study, job("ended", cause="node_fail")).cause == "node_fail"
+
+
+def test_a_record_that_is_filed_while_slurm_is_asked_counts(study: Study) -> None:
+    submitted(study)
+
+    def slow_squeue(asked: Iterable[Asked]) -> dict[str, JobState]:
+        study.open_attempt(ID).write_record(a_record(CASE))
+        return {each.entry.case_id: JobState(state="ended") for each in asked}
+
+    (found,) = case_statuses(study, read_ledger(study.ledger_file), slow_squeue)
+    assert found.status == "ok"
 
 
 def test_what_orch_cancel_ended_is_said_to_be_cancelled(study: Study) -> None:

@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from orchestrator.clusters.cluster import load_cluster
+from orchestrator.errors import InputError
 from orchestrator.local.runner import TURN, LocalRunner
+from orchestrator.local.turn import open_lock
 from orchestrator.processes import start_time, still_runs
 from orchestrator.study.files import Study
 from orchestrator.study.ledger import Submission, read_ledger
@@ -169,6 +171,38 @@ def test_all_cases_go_into_one_job_with_the_profile_s_time_limit() -> None:
     assert batch.jobs == (tuple(cases),)
     assert runner.batches([]) == []
     assert batch.timeout_s == load_cluster("local").case_time_s
+
+
+def test_a_lock_is_not_opened_where_another_user_can_change_what_it_is(
+    tmp_path: Path,
+) -> None:
+    victim = tmp_path / "precious"
+    victim.write_text("mine")
+    for name in ("linked", "open", "theirs"):
+        (tmp_path / name).mkdir(mode=0o700)
+    (tmp_path / "linked" / "lock").symlink_to(victim)
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    for folder in ("linked", "open", "link"):
+        with pytest.raises(InputError, match="ORCH_MACHINE_LOCK"):
+            open_lock(tmp_path / folder / "lock")
+    if os.getuid() == 0:
+        os.chown(tmp_path / "theirs", 12345, -1)
+        with pytest.raises(InputError, match="owner 12345"):
+            open_lock(tmp_path / "theirs" / "lock")
+    assert victim.read_text() == "mine"
+    os.close(open_lock(tmp_path / "new" / "lock"))
+
+
+def test_a_lock_that_cannot_be_had_refuses_the_submit(sandbox: Sandbox) -> None:
+    lock = sandbox.root / "locks" / "lock"
+    lock.parent.mkdir(mode=0o777)
+    lock.parent.chmod(0o777)
+    run = sandbox.submit(ORCH_MACHINE_LOCK=str(lock))
+    assert run.returncode == 1
+    assert "the local job did not start" in run.stderr
+    assert "only you can write to" in run.stderr
+    assert set(statuses(sandbox)) == {"new"}
 
 
 def test_a_process_is_known_by_its_number_and_start() -> None:
