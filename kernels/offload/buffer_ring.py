@@ -1,49 +1,111 @@
-"""A ring of buffers on the device that units of weights pass through, fetched ahead of their use.
+"""A ring of buffers on the device that units of weights pass through, fetched before their use.
 
-Two promises, both kept with events, so that neither the host nor the device waits needlessly:
-a unit is computed with only after it has arrived (copy → compute), and its buffer is overwritten
-only after the computation with it has ended (compute → copy).
-
-A `Fetch` brings the units, a `Queue` computes with them: the ring knows neither disks nor GPUs.
+Copies and computations run on streams of their own; events order them, so that neither the host
+nor the device waits needlessly. A unit is computed with only after its copy has ended, and its
+buffer is overwritten only after the computation with it has ended.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Protocol
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from kernels.offload.plan import free_start
 
 
 class Event(Protocol):
-    """A point in a queue of work; `torch.cuda.Event` is one."""
+    """A point in a stream of work; `torch.cuda.Event` is one."""
 
     def synchronize(self) -> None:
         """Block the host until all work before this point is done."""
 
 
-class Queue(Protocol):
-    """Computations of a device, which run in the order in which they are issued."""
+class Reached:
+    """The event of a CPU, which has done its work as soon as it is issued."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+Arrival = Sequence["Future[Event | None]"]
+"""A unit that is being fetched, in parts: each future ends once the part's copy is issued, and
+gives the event of the copy's end, or None if the part is there already."""
+
+
+def issued(event: Event) -> Arrival:
+    """Return the arrival of a unit in one part whose copy is issued already."""
+    part: Future[Event | None] = Future()
+    part.set_result(event)
+    return [part]
+
+
+class ComputeStream:
+    """What a device computes on: a GPU's current stream, or a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
     def record(self) -> Event:
         """Return the point after all work issued so far."""
+        if self._device.type != "cuda":
+            return Reached()
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
     def wait(self, event: Event) -> None:
         """Make work issued from now on run after `event`."""
+        if isinstance(event, torch.cuda.Event):
+            torch.cuda.current_stream(self._device).wait_event(event)
+        else:
+            event.synchronize()
 
 
-class Arrival(Protocol):
-    """A unit that is being fetched."""
+_UNRECORDED = nullcontext()
 
-    def wait(self, queue: Queue) -> None:
-        """Make work that `queue` is given from now on run after the unit's arrival.
 
-        Raises:
-            Exception: whatever kept the unit from arriving.
+class CopyStream:
+    """Copies to and from a GPU beside its computations; on a CPU they are done at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def current(self) -> AbstractContextManager[object]:
+        """Make this the stream that spans of a timeline are recorded on."""
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
+
+    def copy(
+        self,
+        target: Tensor,
+        source: Tensor,
+        after: Event,
+        span: AbstractContextManager[object] = _UNRECORDED,
+    ) -> Event:
+        """Issue a copy that runs after an event, and return the event of its end.
+
+        Host memory must be page-locked, or the host waits for the copy. The span records it.
         """
+        if self._stream is None:
+            after.synchronize()
+            with span:
+                target.copy_(source)
+            return Reached()
+        event = torch.cuda.Event()
+        assert isinstance(after, torch.cuda.Event)
+        self._stream.wait_event(after)
+        with self.current(), span:
+            target.copy_(source, non_blocking=True)
+            event.record(self._stream)
+        return event
+
+    def synchronize(self) -> None:
+        """Block the host until all copies are done, so that their memory can be freed."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
 
 class Fetch(Protocol):
@@ -53,15 +115,14 @@ class Fetch(Protocol):
         """Begin to copy a unit into `buffer`, flat uint8 of its size, once `after` is reached."""
 
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
-        """Return when the buffer may be overwritten, given that its computation ends at `computed`.
+        """Return when a buffer may be overwritten whose computation ends at `computed`.
 
-        That is later only where something has to be saved first. Each such point implies the
+        That is later only where the buffer has to be saved first. Each such event implies the
         earlier ones.
         """
 
 
-@dataclass(kw_only=True)
-class _Held:
+class _Held(NamedTuple):
     unit: int
     place: range
     arrival: Arrival
@@ -76,7 +137,7 @@ class BufferRing:
         memory: Tensor,
         depth: int,
         fetch: Fetch,
-        queue: Queue,
+        compute: ComputeStream,
     ) -> None:
         """Make an empty ring; `start` begins to fill it.
 
@@ -84,18 +145,18 @@ class BufferRing:
             sizes: bytes of each unit, in order of use.
             memory: flat uint8 on the device, for all buffers.
             depth: units in the ring at once, the one computed with included.
-            fetch: brings them.
-            queue: computes with them.
+            fetch: brings the units.
+            compute: the stream that computes with them.
         """
         self._sizes = list(sizes)
         self._memory = memory
         self._depth = depth
         self._fetch = fetch
-        self._queue = queue
+        self._compute = compute
         self._held: deque[_Held] = deque()
         self._next = 0
-        # Earlier owners of the memory may still compute; later points imply the earlier ones.
-        self._free = queue.record()
+        # Earlier owners of the memory may still compute; later events imply the earlier ones.
+        self._free = compute.record()
 
     def start(self) -> None:
         """Fetch as many units as there is room for."""
@@ -105,10 +166,9 @@ class BufferRing:
             start = free_start(size, taken, len(self._memory))
             if start is None:
                 return
-            buffer = self._memory[start : start + size]
-            arrival = self._fetch.start(self._next, buffer, self._free)
             place = range(start, start + size)
-            self._held.append(_Held(unit=self._next, place=place, arrival=arrival))
+            arrival = self._fetch.start(self._next, self._buffer(place), self._free)
+            self._held.append(_Held(self._next, place, arrival))
             self._next = (self._next + 1) % len(self._sizes)
 
     @contextmanager
@@ -117,40 +177,48 @@ class BufferRing:
 
         Out of turn, as after an error that ended a pass early, the ring starts over from this unit.
         """
-        held = self._arrived(unit)
-        buffer = self._memory[held.place.start : held.place.stop]
+        self.wait(unit)
+        buffer = self._buffer(self._held[0].place)
         try:
             yield buffer
         finally:
-            computed = self._queue.record()
-            self._free = self._fetch.finish(held.unit, buffer, computed)
+            # The next copy into this memory waits for what was issued within the block.
+            self._free = self._fetch.finish(unit, buffer, self._compute.record())
             self._held.popleft()
             self.start()
 
     def wait(self, unit: int) -> None:
         """Make work issued from now on run after the arrival of this unit, the next in turn."""
-        self._arrived(unit)
-
-    def _arrived(self, unit: int) -> _Held:
         if not self._held or self._held[0].unit != unit:
-            self._start_over(unit)
+            self.drain()
+            self._next = unit
+            self.start()
         try:
-            self._held[0].arrival.wait(self._queue)
+            self._wait_for(self._held[0].arrival)
         except BaseException:
             self.drain()
             raise
-        return self._held[0]
-
-    def _start_over(self, unit: int) -> None:
-        self.drain()
-        self._next = unit
-        self.start()
+        self._held[0] = self._held[0]._replace(arrival=())
 
     def drain(self) -> None:
         """Wait for all units being fetched and drop them; fetches that fail are ignored."""
         for held in self._held:
             with suppress(Exception):
-                held.arrival.wait(self._queue)
+                self._wait_for(held.arrival)
         if self._held:
-            self._free = self._queue.record()
+            self._free = self._compute.record()
         self._held.clear()
+
+    def _buffer(self, place: range) -> Tensor:
+        return self._memory[place.start : place.stop]
+
+    def _wait_for(self, arrival: Arrival) -> None:
+        # For all parts, even if one failed: nothing may write to the buffer afterwards.
+        failed = [part.exception() for part in arrival]
+        for error in failed:
+            if error is not None:
+                raise error
+        for part in arrival:
+            event = part.result()
+            if event is not None:
+                self._compute.wait(event)

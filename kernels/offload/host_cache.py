@@ -1,6 +1,6 @@
-"""Keys and values in host memory: each layer's come to the device for the time of the layer.
+"""Keys and values in host memory: each layer's are copied to the device while it computes.
 
-The whole cache of a layer travels both ways. On a link that carries both directions at once
+The whole cache of a layer is copied both ways. On a link that carries both directions at once
 what goes back costs nothing beside the weights that come.
 
 Shapes, in names: B rows, N KV heads, S slots, H head width.
@@ -15,20 +15,18 @@ import torch
 from torch import Tensor
 
 from kernels.cache import KVCache
-from kernels.offload.buffer_ring import BufferRing, Event
-from kernels.offload.device_queue import (
-    HostQueue,
-    copy_on,
-    pin,
-    queue_of,
-    unpin,
-    wait_on,
+from kernels.offload.buffer_ring import (
+    Arrival,
+    BufferRing,
+    ComputeStream,
+    CopyStream,
+    Event,
+    issued,
 )
-from kernels.offload.fetch import Parts
-from kernels.offload.layer_store import page_aligned
+from kernels.offload.store import device_memory, page_aligned, pin, unpin
 from kernels.timeline import OFF, Timeline
 
-SLOTS = 2
+LAYERS_ON_DEVICE = 2
 """Layers whose keys and values are on the device at once."""
 
 
@@ -44,7 +42,7 @@ class HostKVCache(KVCache):
 
     @contextmanager
     def lend(self, layer: int) -> Iterator[None]:
-        """The layer's keys and values are on the device within the block."""
+        """Have the layer's keys and values on the device within the block."""
         with self._host.lend(layer) as pair:
             self.kv[layer] = pair
             try:
@@ -53,12 +51,14 @@ class HostKVCache(KVCache):
                 del self.kv[layer]
 
     def watch(self, timeline: Timeline) -> None:
-        """Tell this timeline from now on what is copied when."""
-        self._host.watch(timeline)
+        """Record copies on this timeline from now on."""
+        self._host.timeline = timeline
 
 
 class HostCache:
-    """The cache of some rows, all layers in host memory, two at a time on the device."""
+    """The keys and values of all layers in host memory, and a ring of buffers for them."""
+
+    timeline: Timeline = OFF
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class HostCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """An empty cache.
+        """Make an empty cache.
 
         Args:
             layers: those of this rank, in order of use.
@@ -75,83 +75,47 @@ class HostCache:
             dtype: of keys and values.
             device: where they are computed with.
         """
+        self._layers = list(layers)
         self._size = (2, *size)
         self._dtype = dtype
-        self._turns = {layer: turn for turn, layer in enumerate(layers)}
         num_bytes = torch.Size(self._size).numel() * dtype.itemsize
-        self._copier = _Copier(layers, num_bytes, device)
-        # A layer must not be fetched for the next token before this token's keys are saved.
-        depth = min(SLOTS, len(layers))
-        with torch.inference_mode(mode=False):
-            slots = torch.empty(depth * num_bytes, dtype=torch.uint8, device=device)
+        # Fresh pages hold zeros: a weight of zero times a NaN left in memory would be a NaN.
+        self._flat = [page_aligned(num_bytes) for _ in layers]
+        self._is_pinned = device.type == "cuda"
+        if self._is_pinned:
+            for flat in self._flat:
+                pin(flat)
+        self._fetching, self._saving = CopyStream(device), CopyStream(device)
+        # With more buffers than layers, a layer would be fetched again before it is saved.
+        depth = min(LAYERS_ON_DEVICE, len(layers))
+        memory = device_memory(depth * num_bytes, device)
         sizes = [num_bytes] * len(layers)
-        self._ring = BufferRing(sizes, slots, depth, self._copier, queue_of(device))
+        self._ring = BufferRing(sizes, memory, depth, self, ComputeStream(device))
 
     @contextmanager
     def lend(self, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Keys and values [B, N, S, H] of a layer, saved at the end of the block."""
-        with self._ring.buffer(self._turns[layer]) as flat:
+        """Lend the keys and values [B, N, S, H] of a layer; they are saved after the block."""
+        with self._ring.buffer(self._layers.index(layer)) as flat:
             keys, values = flat.view(self._dtype).view(self._size).unbind()
             yield keys, values
 
-    def watch(self, timeline: Timeline) -> None:
-        """Tell this timeline from now on what is copied when."""
-        self._copier.timeline = timeline
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
+        span = self._span("fetch KV", unit)
+        return issued(self._fetching.copy(buffer, self._flat[unit], after, span))
 
-    def close(self) -> None:
-        """Give the memory back."""
-        self._ring.drain()
-        self._copier.close()
-
-
-class _Copier:
-    """Fetches a layer's cache and saves it again, both on one stream of its own per direction."""
-
-    timeline: Timeline = OFF
-
-    def __init__(
-        self, layers: Sequence[int], num_bytes: int, device: torch.device
-    ) -> None:
-        self._layers = layers
-        self._on_gpu = device.type == "cuda"
-        # Fresh maps hold zeros: a weight of zero times a NaN left in memory would be a NaN.
-        self._host = [page_aligned(num_bytes) for _ in layers]
-        if self._on_gpu:
-            for flat in self._host:
-                pin(flat)
-            self._fetching = torch.cuda.Stream(device)
-            self._saving = torch.cuda.Stream(device)
-
-    def start(self, unit: int, slot: Tensor, after: Event) -> Parts:
-        """Begin to copy a layer's cache into `slot` after `after`."""
-        if not self._on_gpu:
-            with self._span("fetch KV", unit):
-                slot.copy_(self._host[unit])
-            return Parts.issued(None)
-        wait_on(self._fetching, after)
-        with torch.cuda.stream(self._fetching), self._span("fetch KV", unit):
-            event = copy_on(self._fetching, slot, self._host[unit])
-        return Parts.issued(event)
-
-    def finish(self, unit: int, slot: Tensor, computed: Event) -> Event:
-        """Save a layer's cache; the slot is free once that is done."""
-        if not self._on_gpu:
-            computed.synchronize()
-            with self._span("save KV", unit):
-                self._host[unit].copy_(slot)
-            return HostQueue().record()
-        wait_on(self._saving, computed)
-        with torch.cuda.stream(self._saving), self._span("save KV", unit):
-            return copy_on(self._saving, self._host[unit], slot)
+    def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
+        span = self._span("save KV", unit)
+        return self._saving.copy(self._flat[unit], buffer, computed, span)
 
     def _span(self, name: str, unit: int) -> AbstractContextManager[None]:
         return self.timeline.span("copy", name, self._layers[unit])
 
     def close(self) -> None:
-        """Wait for the copies under way, and give the memory back."""
-        if self._on_gpu:
-            self._fetching.synchronize()
-            self._saving.synchronize()
-            for flat in self._host:
+        """Wait for the copies under way, and free the memory."""
+        self._ring.drain()
+        self._fetching.synchronize()
+        self._saving.synchronize()
+        if self._is_pinned:
+            for flat in self._flat:
                 unpin(flat)
-        self._host.clear()
+        self._flat.clear()

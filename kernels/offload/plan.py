@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels.offload.disk_reader import ALIGNMENT, round_up
 from kernels.placement import Placement, Slice, owned_slices
 from kernels.shapes import DTYPE_BYTES, ModelShape, num_elements, tensors
 
-PAGE_BYTES = ALIGNMENT
-"""Units are padded to a multiple of it, for direct reads."""
+PAGE_BYTES = 4096
+"""Units are padded to a multiple of it, as are addresses and offsets, for direct reads of files."""
 TENSOR_ALIGNMENT = 256
 """A tensor begins at a multiple of it within its unit: matrix kernels are fastest so."""
 EMBEDDING, NORM, HEAD = "tok_embeddings", "norm", "output"
@@ -57,6 +56,15 @@ class Unit:
     def tensor(self, name: str) -> PackedTensor:
         """Return the tensor of this name."""
         return next(tensor for tensor in self.tensors if tensor.name == name)
+
+
+def round_up(num_bytes: int, multiple: int = PAGE_BYTES) -> int:
+    """Return the least multiple that is no less.
+
+    >>> round_up(4097)
+    8192
+    """
+    return -(-num_bytes // multiple) * multiple
 
 
 def units_of(placement: Placement, shape: ModelShape, dtype: str) -> dict[str, Unit]:

@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from kernels.generate import Batch, Generation
-from kernels.offload.device_queue import pin, unpin
-from kernels.offload.layer_store import page_aligned
+from kernels.offload.store import page_aligned, pin, unpin
 from kernels.parallelize import parallelize
 from kernels.shapes import KNOWN, ModelShape, num_parameters
 from kernels.strategies import Parallel, ZeroOffload

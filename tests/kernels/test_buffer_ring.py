@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.offload.buffer_ring import BufferRing, Event, Queue
+from kernels.offload.buffer_ring import Arrival, BufferRing, Event, issued
 from kernels.offload.plan import ring_bytes
 
 SIZES = [4, 4, 6, 4, 5]
@@ -59,10 +59,15 @@ class SlowFetch:
         self.started: list[int] = []
         self.broken: set[int] = set()
 
-    def start(self, unit: int, buffer: Tensor, after: Event) -> "SlowFetch._Way":
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
         self.started.append(unit)
         delay = self._random.random() * 0.004
-        return self._Way(self._threads.submit(self._copy, unit, buffer, after, delay))
+        return self._arrival(
+            self._threads.submit(self._copy, unit, buffer, after, delay)
+        )
+
+    def _arrival(self, copy: "Future[None]") -> Arrival:
+        return issued(Point(copy))
 
     def _copy(self, unit: int, buffer: Tensor, after: Event, delay: float) -> None:
         if not self._forgets:
@@ -77,20 +82,12 @@ class SlowFetch:
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
         return computed
 
-    class _Way:
-        def __init__(self, work: "Future[None]") -> None:
-            self._work = work
-
-        def wait(self, queue: Queue) -> None:
-            queue.wait(Point(self._work))
-
 
 class HostArrival(SlowFetch):
     """As `SlowFetch`, but the host itself waits, as for a read that can fail."""
 
-    class _Way(SlowFetch._Way):
-        def wait(self, queue: Queue) -> None:
-            self._work.result()
+    def _arrival(self, copy: "Future[None]") -> Arrival:
+        return [copy]
 
 
 def wrong_reads(ring: BufferRing, queue: SlowQueue, passes: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from larger_than_memory import shape_of
 
-from kernels.offload.device_budget import BudgetError, DeviceBudget
+from kernels.offload.budget import BudgetError, DeviceBudget
 from kernels.shapes import weight_bytes
 from kernels.strategies import ZeroOffload
 

@@ -12,11 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.offload.device_queue import pin, unpin
 from kernels.offload.plan import PackedTensor, Unit
 from kernels.weights import Weights, WeightsError
 
 CHUNK_BYTES = 32 * 2**20
+BLOCK_BYTES = 8 * 2**20
+"""What one thread reads at a time: large enough for any disk's full rate."""
 
 
 def views(unit: Unit, flat: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -93,19 +94,51 @@ def page_aligned(num_bytes: int) -> Tensor:
         return torch.frombuffer(pages, dtype=torch.uint8)
 
 
+def device_memory(num_bytes: int, device: torch.device) -> Tensor:
+    """Allocate flat uint8 memory on a device; on a CPU on whole pages, as direct reads need."""
+    if device.type == "cpu":
+        return page_aligned(num_bytes)
+    with torch.inference_mode(mode=False):
+        return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+
 def memory_of(flat: Tensor) -> memoryview:
     """Return the bytes of a flat uint8 tensor on the CPU, not a copy."""
     return memoryview(flat.numpy())  # type: ignore[arg-type]  # 3.12 knows it is a buffer
 
 
+def pin(flat: Tensor) -> None:
+    """Lock host memory in place, so that a GPU can copy from it while the host goes on.
+
+    Registered, not allocated by torch: torch's pinned allocator rounds up to powers of two.
+    """
+    error = torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), flat.nbytes, 0)
+    if int(error):
+        raise MemoryError(
+            f"{flat.nbytes} bytes of host memory cannot be pinned (CUDA error {int(error)}): "
+            f"give the job more memory, see `ulimit -l`, or take source: disk"
+        )
+
+
+def unpin(flat: Tensor) -> None:
+    """Undo `pin`; nothing may be copying from the memory any more."""
+    torch.cuda.cudart().cudaHostUnregister(flat.data_ptr())
+
+
 class Store(Protocol):
     """Holds the streamed units of one rank."""
 
-    how: str
-    """Where they are and how they are read, in words."""
+    block_bytes: int
+    """What is read at a time."""
+
+    def how(self) -> str:
+        """Tell where the units are and how they are read, in words."""
 
     def put(self, unit: Unit, weights: Weights, dtype: torch.dtype) -> None:
         """Read a unit from the checkpoint and keep it."""
+
+    def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
+        """Fill `target`, flat uint8 on the CPU, with the unit's bytes from `start` on."""
 
     def rows(self, unit: Unit, name: str, rows: Sequence[int]) -> Tensor:
         """Return some rows of one matrix, as uint8 [rows, bytes of a row]."""
@@ -117,10 +150,14 @@ class Store(Protocol):
 class HostStore:
     """Units in host memory, page-locked where a GPU is to fetch them."""
 
+    block_bytes = BLOCK_BYTES
+
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
         self._flat: dict[str, Tensor] = {}
-        self.how = "pinned host memory" if pinned else "host memory"
+
+    def how(self) -> str:
+        return "pinned host memory" if self._pinned else "host memory"
 
     def flat(self, unit: Unit) -> Tensor:
         """Return the unit's buffer."""
@@ -132,6 +169,9 @@ class HostStore:
             pin(flat)
         self._flat[unit.name] = flat
         fill(unit, flat, weights, dtype)
+
+    def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
+        target.copy_(self._flat[unit.name][start : start + len(target)])
 
     def rows(self, unit: Unit, name: str, rows: Sequence[int]) -> Tensor:
         tensor = unit.tensor(name)

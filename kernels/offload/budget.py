@@ -1,0 +1,125 @@
+"""What a device may hold while weights are streamed to it, and what it did hold at most."""
+
+import torch
+
+from kernels import memory
+from kernels.cache import slots_for
+from kernels.offload.plan import OffloadError, working_bytes
+from kernels.placement import Placement
+from kernels.shapes import ModelShape
+from kernels.strategies import ZeroOffload
+
+_CPU_TOLERANCE = 1.1
+"""A CPU's budget counts the whole process, of which allocators and libraries are a part."""
+_MARGIN_BYTES = 80 * 2**20
+"""Workspace of matrix kernels, and what allocators round up."""
+
+
+class BudgetError(RuntimeError):
+    """The device held more than the memory budget allows."""
+
+
+class DeviceBudget:
+    """The budget of one device: a GPU's allocations, or on a CPU the memory of the process."""
+
+    def __init__(
+        self, device: torch.device, options: ZeroOffload, local_size: int
+    ) -> None:
+        """Take what is held now as there for good.
+
+        Args:
+            device: of this rank.
+            options: have the budget; without one, `resident: auto` takes what is free.
+            local_size: ranks that share this machine's memory.
+
+        Raises:
+            OffloadError: a budget that weights in host memory would break by themselves.
+        """
+        self._on_gpu = device.type == "cuda"
+        self._device = device
+        self._limit_bytes = limit = options.memory_budget_bytes
+        if limit and not self._on_gpu and options.source == "host":
+            raise OffloadError(
+                f"a CPU's memory budget counts the weights in host memory too, got "
+                f"memory_budget_bytes: {limit} with source: host; take source: disk"
+            )
+        self._room_bytes: int | None = None
+        if limit:
+            self._room_bytes = limit - self._held_bytes()
+        elif options.resident == "auto":
+            self._room_bytes = self._free_bytes(local_size)
+
+    def _held_bytes(self) -> int:
+        if self._on_gpu:
+            return torch.cuda.memory_allocated(self._device)
+        return memory.resident_bytes()
+
+    def _free_bytes(self, local_size: int) -> int:
+        if self._on_gpu:
+            return torch.cuda.mem_get_info(self._device)[0] * 95 // 100
+        return memory.available_bytes() * 9 // 10 // local_size
+
+    def available_bytes(self, batch_bytes: int) -> int | None:
+        """Return what weights may take beside a batch of so many bytes; None: any number."""
+        if self._room_bytes is None:
+            return None
+        return self._room_bytes - batch_bytes - _MARGIN_BYTES
+
+    def watch_peak(self) -> None:
+        """Forget the peak so far."""
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            memory.reset_peak()
+
+    def peak_bytes(self) -> int:
+        """Return the most that was held since `watch_peak`."""
+        if self._on_gpu:
+            return torch.cuda.max_memory_allocated(self._device)
+        return memory.peak_resident_bytes()
+
+    def check(self) -> None:
+        """Check that the peak is within the budget.
+
+        Raises:
+            BudgetError: it is not.
+        """
+        limit, peak = self._limit_bytes, self.peak_bytes()
+        if limit and peak > limit * (1 if self._on_gpu else _CPU_TOLERANCE):
+            raise BudgetError(
+                f"{'the GPU' if self._on_gpu else 'the process'} held {peak} bytes at its "
+                f"peak, memory_budget_bytes allows {limit}; raise it, or take a smaller "
+                f"batch or shorter sequences"
+            )
+
+
+def batch_bytes(
+    placement: Placement,
+    shape: ModelShape,
+    width: int,
+    *,
+    rows: int,
+    prompt: int,
+    new_tokens: int,
+    layers_cached: int,
+) -> int:
+    """Return what a batch takes beside the weights: activations and a KV cache.
+
+    Without new tokens, for the logits of all prompt tokens too.
+
+    Args:
+        placement: of this rank.
+        shape: of the whole model.
+        width: bytes of a number.
+        rows: sequences of this rank.
+        prompt: tokens of each.
+        new_tokens: of each.
+        layers_cached: layers whose keys and values are in the device's memory.
+    """
+    working = working_bytes(placement, shape, rows, prompt, width)
+    slots = slots_for(prompt + new_tokens)
+    per_slot = 2 * len(placement.kv_heads) * shape.head_dim * width
+    cache = layers_cached * rows * slots * per_slot
+    # A shard's logits, the same in at least fp32, and those of all shards.
+    logits = 0 if new_tokens else 3 * rows * prompt * shape.vocab_size * max(4, width)
+    return working + cache + logits
