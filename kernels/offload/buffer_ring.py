@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import cycle
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from kernels.offload.plan import free_start
 
 
 class Event(Protocol):
@@ -124,7 +123,7 @@ class Fetch(Protocol):
 
 class _Held(NamedTuple):
     unit: int
-    place: range
+    buffer: Tensor
     arrival: Arrival
 
 
@@ -134,8 +133,7 @@ class BufferRing:
     def __init__(
         self,
         sizes: Sequence[int],
-        memory: Tensor,
-        depth: int,
+        buffers: Sequence[Tensor],
         fetch: Fetch,
         compute: ComputeStream,
     ) -> None:
@@ -143,14 +141,13 @@ class BufferRing:
 
         Args:
             sizes: bytes of each unit, in order of use.
-            memory: flat uint8 on the device, for all buffers.
-            depth: units in the ring at once, the one computed with included.
+            buffers: flat uint8 on the device, each large enough for any unit.
             fetch: brings the units.
             compute: the stream that computes with them.
         """
-        self._sizes = list(sizes)
-        self._memory = memory
-        self._depth = depth
+        self._sizes = sizes
+        self._depth = len(buffers)
+        self._buffers = cycle(buffers)
         self._fetch = fetch
         self._compute = compute
         self._held: deque[_Held] = deque()
@@ -159,16 +156,12 @@ class BufferRing:
         self._free = compute.record()
 
     def start(self) -> None:
-        """Fetch as many units as there is room for."""
-        while self._sizes and len(self._held) < self._depth:
-            size = self._sizes[self._next]
-            taken = [held.place for held in self._held]
-            start = free_start(size, taken, len(self._memory))
-            if start is None:
-                return
-            place = range(start, start + size)
-            arrival = self._fetch.start(self._next, self._buffer(place), self._free)
-            self._held.append(_Held(self._next, place, arrival))
+        """Fetch as many units as there are free buffers."""
+        while len(self._held) < self._depth:
+            # Units leave in the order in which they came: the longest held buffer is free.
+            buffer = next(self._buffers)[: self._sizes[self._next]]
+            arrival = self._fetch.start(self._next, buffer, self._free)
+            self._held.append(_Held(self._next, buffer, arrival))
             self._next = (self._next + 1) % len(self._sizes)
 
     @contextmanager
@@ -178,11 +171,11 @@ class BufferRing:
         Out of turn, as after an error that ended a pass early, the ring starts over from this unit.
         """
         self.wait(unit)
-        buffer = self._buffer(self._held[0].place)
+        buffer = self._held[0].buffer
         try:
             yield buffer
         finally:
-            # The next copy into this memory waits for what was issued within the block.
+            # The next copy into this buffer waits for what was issued within the block.
             self._free = self._fetch.finish(unit, buffer, self._compute.record())
             self._held.popleft()
             self.start()
@@ -208,9 +201,6 @@ class BufferRing:
         if self._held:
             self._free = self._compute.record()
         self._held.clear()
-
-    def _buffer(self, place: range) -> Tensor:
-        return self._memory[place.start : place.stop]
 
     def _wait_for(self, arrival: Arrival) -> None:
         # For all parts, even if one failed: nothing may write to the buffer afterwards.

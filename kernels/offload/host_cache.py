@@ -88,9 +88,9 @@ class HostCache:
         self._fetching, self._saving = CopyStream(device), CopyStream(device)
         # With more buffers than layers, a layer would be fetched again before it is saved.
         depth = min(LAYERS_ON_DEVICE, len(layers))
-        memory = device_memory(depth * num_bytes, device)
+        buffers = [device_memory(num_bytes, device) for _ in range(depth)]
         sizes = [num_bytes] * len(layers)
-        self._ring = BufferRing(sizes, memory, depth, self, ComputeStream(device))
+        self._ring = BufferRing(sizes, buffers, self, ComputeStream(device))
 
     @contextmanager
     def lend(self, layer: int) -> Iterator[tuple[Tensor, Tensor]]:

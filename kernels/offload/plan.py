@@ -7,9 +7,9 @@ rows of the batch's tokens are needed, and they are gathered on the host.
 Units pass through a ring of buffers in the order of use, for ever: after the head comes the first
 streamed layer, for the next token.
 
-    depth 3, equal units    buffer 0   layer 0   layer 3   head …
-                            buffer 1   layer 1   layer 4   layer 0 …    ← while layer 3 computes,
-                            buffer 2   layer 2   layer 5   layer 1 …      4 and 5 are fetched
+    depth 3    buffer 0   layer 0   layer 3   head …
+               buffer 1   layer 1   layer 4   layer 0 …    ← while layer 3 computes,
+               buffer 2   layer 2   layer 5   layer 1 …      4 and 5 are fetched
 """
 
 from collections.abc import Sequence
@@ -114,14 +114,15 @@ class OffloadPlan:
     is_resident: tuple[bool, ...]
     """For each unit, in order of use."""
     resident_bytes: int
-    ring_bytes: int
+    buffer_bytes: int
+    """Of the largest streamed unit."""
     depth: int
-    """Streamed units on the device at once, those being fetched included; 0: none are streamed."""
+    """Buffers: streamed units on the device at once, those being fetched included."""
 
     @property
     def device_bytes(self) -> int:
         """Weights on the device, those being fetched included."""
-        return self.resident_bytes + self.ring_bytes
+        return self.resident_bytes + self.depth * self.buffer_bytes
 
 
 def plan_offload(
@@ -159,7 +160,7 @@ def _deepest(
             return plan
     raise OffloadError(
         f"the device must hold the resident weights, {plan.resident_bytes} bytes, and one "
-        f"buffer, {plan.ring_bytes} bytes; its memory budget leaves {max(available_bytes, 0)} "
+        f"buffer, {plan.buffer_bytes} bytes; its memory budget leaves {max(available_bytes, 0)} "
         f"beside the cache, activations and, on a CPU, the process; raise memory_budget_bytes by "
         f"{plan.device_bytes - available_bytes} or keep less resident"
     )
@@ -171,7 +172,7 @@ def _plan(sizes: Sequence[int], count: int, depth: int) -> OffloadPlan:
     return OffloadPlan(
         is_resident=tuple(index in stays for index in range(len(sizes))),
         resident_bytes=sum(sizes[index] for index in stays),
-        ring_bytes=ring_bytes(streamed, depth),
+        buffer_bytes=max(streamed, default=0),
         depth=depth if streamed else 0,
     )
 
@@ -189,43 +190,6 @@ def evenly(count: int, chosen: int) -> frozenset[int]:
         for index in range(count)
         if (index + 1) * chosen // count > index * chosen // count
     )
-
-
-def ring_bytes(sizes: Sequence[int], depth: int) -> int:
-    """Return the memory of a ring through which units of these sizes pass, over and over.
-
-    At depth 2 the next unit can always arrive while one computes. At depth 3 one more can, wherever
-    in the ring the one that computes is.
-
-    >>> ring_bytes([4, 4, 4], 2), ring_bytes([4, 4, 4], 3), ring_bytes([4, 4, 6], 2)
-    (8, 12, 10)
-    """
-    if not sizes:
-        return 0
-    if depth == 1:
-        return max(sizes)
-    pairs = list(zip(sizes, [*sizes[1:], sizes[0]], strict=True))
-    if depth == 2:
-        return max(here + after for here, after in pairs)
-    return max(here + after + max(here, after) for here, after in pairs)
-
-
-def free_start(size: int, taken: Sequence[range], capacity: int) -> int | None:
-    """Find a start for a unit in a ring of `capacity` bytes that is clear of what is taken.
-
-    None if there is none. The ends are tried first: while one unit is at one end, the next fits at
-    the other.
-
-    >>> free_start(4, [range(0, 4)], 10), free_start(4, [range(0, 4), range(6, 10)], 10)
-    (6, None)
-    """
-    neighbours = [start for held in taken for start in (held.stop, held.start - size)]
-    for start in (0, capacity - size, *neighbours):
-        if 0 <= start <= capacity - size and not any(
-            start < held.stop and held.start < start + size for held in taken
-        ):
-            return start
-    return None
 
 
 def working_bytes(

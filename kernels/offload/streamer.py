@@ -58,8 +58,7 @@ class Streamer:
         self._fetch.timeline = self._timeline
         self._ring = BufferRing(
             [unit.num_bytes for unit in streamed],
-            device_memory(plan.ring_bytes, self._device),
-            plan.depth,
+            [device_memory(plan.buffer_bytes, self._device) for _ in range(plan.depth)],
             self._fetch,
             ComputeStream(self._device),
         )

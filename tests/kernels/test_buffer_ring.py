@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from kernels.offload.buffer_ring import Arrival, BufferRing, Event, issued
-from kernels.offload.plan import ring_bytes
 
 SIZES = [4, 4, 6, 4, 5]
 
@@ -109,8 +108,8 @@ def wrong_reads(ring: BufferRing, queue: SlowQueue, passes: int) -> int:
 
 
 def new_ring(depth: int, fetch: SlowFetch, queue: SlowQueue) -> BufferRing:
-    memory = torch.zeros(ring_bytes(SIZES, depth), dtype=torch.uint8)
-    ring = BufferRing(SIZES, memory, depth, fetch, queue)
+    buffers = torch.zeros((depth, max(SIZES)), dtype=torch.uint8)
+    ring = BufferRing(SIZES, [*buffers], fetch, queue)
     ring.start()
     return ring
 
@@ -135,10 +134,10 @@ def test_without_the_event_from_computation_to_copy_this_would_show() -> None:
 
 def test_the_first_copy_waits_for_what_still_computes_with_the_memory() -> None:
     queue, fetch = SlowQueue(), SlowFetch()
-    memory = torch.zeros(ring_bytes(SIZES, 2), dtype=torch.uint8)
+    buffers = torch.zeros((2, max(SIZES)), dtype=torch.uint8)
     seen: list[Tensor] = []
-    queue.issue(lambda: (time.sleep(0.05), seen.append(memory.clone())))
-    BufferRing(SIZES, memory, 2, fetch, queue).start()
+    queue.issue(lambda: (time.sleep(0.05), seen.append(buffers.clone())))
+    BufferRing(SIZES, [*buffers], fetch, queue).start()
     queue.record().synchronize()
     assert not seen[0].any()
 

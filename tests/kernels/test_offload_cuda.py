@@ -15,7 +15,7 @@ from kernels.offload.buffer_ring import BufferRing, ComputeStream, Event
 from kernels.offload.fetch import BlockFetch, PinnedFetch, fetch_for
 from kernels.offload.file_store import FileStore
 from kernels.offload.host_cache import HostCache
-from kernels.offload.plan import ring_bytes, units_of
+from kernels.offload.plan import units_of
 from kernels.offload.store import HostStore, page_aligned, views
 from kernels.placement import place
 from kernels.strategies import Parallel, Single
@@ -36,8 +36,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 def wrong_tensors(fetch: PinnedFetch | BlockFetch, depth: int, cuda: Cuda) -> list[str]:
     """Names of the tensors that computations saw wrong, over some passes."""
     sizes = [unit.num_bytes for unit in UNITS]
-    memory = page_aligned(ring_bytes(sizes, depth))
-    ring = BufferRing(sizes, memory, depth, fetch, ComputeStream(GPU))
+    buffers = [page_aligned(max(sizes)) for _ in range(depth)]
+    ring = BufferRing(sizes, buffers, fetch, ComputeStream(GPU))
     ring.start()
     wrong: list[str] = []
 
