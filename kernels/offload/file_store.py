@@ -159,11 +159,11 @@ class FileStore:
 
 
 def _names(unit: Unit, start: int, target: Tensor) -> str:
+    end = start + len(target)
     inside = [
         tensor.name
         for tensor in unit.tensors
-        if tensor.start < start + len(target)
-        and start < tensor.start + tensor.num_bytes
+        if tensor.start < end and start < tensor.end
     ]
     return ", ".join(inside) or unit.name
 

@@ -14,6 +14,7 @@ streamed layer, for the next token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from kernels.placement import Placement, Slice, owned_slices
@@ -43,6 +44,11 @@ class PackedTensor:
     """Offset in the buffer, in bytes."""
     num_bytes: int
 
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after it."""
+        return self.start + self.num_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
@@ -69,22 +75,23 @@ def round_up(num_bytes: int, multiple: int = PAGE_BYTES) -> int:
 
 def units_of(placement: Placement, shape: ModelShape, dtype: str) -> dict[str, Unit]:
     """Return every unit of a rank by its name (`layers.3`), in order of use."""
-    dims = tensors(shape)
-    grouped: dict[str, list[tuple[str, Slice, tuple[int, ...]]]] = {}
+    whole, width = tensors(shape), DTYPE_BYTES[dtype]
+    packed: dict[str, list[PackedTensor]] = {}
     for name, part in owned_slices(placement, shape).items():
-        owned = local_dims(dims[part.source], part)
-        grouped.setdefault(_unit_name(name), []).append((name, part, owned))
+        unit = packed.setdefault(_unit_name(name), [])
+        dims = _local_dims(whole[part.source], part)
+        tensor = PackedTensor(
+            name=name,
+            source=part,
+            dims=dims,
+            start=round_up(unit[-1].end, TENSOR_ALIGNMENT) if unit else 0,
+            num_bytes=num_elements(dims) * width,
+        )
+        unit.append(tensor)
     return {
-        name: _packed(name, members, DTYPE_BYTES[dtype])
-        for name, members in grouped.items()
+        name: Unit(name=name, tensors=tuple(unit), num_bytes=round_up(unit[-1].end))
+        for name, unit in packed.items()
     }
-
-
-def local_dims(dims: tuple[int, ...], part: Slice) -> tuple[int, ...]:
-    """Return the shape of a slice of a tensor of shape `dims`."""
-    if part.owned is None:
-        return dims
-    return (*dims[: part.dim], len(part.owned), *dims[part.dim + 1 :])
 
 
 def _unit_name(parameter: str) -> str:
@@ -92,19 +99,10 @@ def _unit_name(parameter: str) -> str:
     return ".".join(words[:2]) if words[0] == "layers" else words[0]
 
 
-def _packed(
-    name: str, members: list[tuple[str, Slice, tuple[int, ...]]], width: int
-) -> Unit:
-    packed, end = [], 0
-    for member, part, dims in members:
-        start = round_up(end, TENSOR_ALIGNMENT)
-        end = start + num_elements(dims) * width
-        packed.append(
-            PackedTensor(
-                name=member, source=part, dims=dims, start=start, num_bytes=end - start
-            )
-        )
-    return Unit(name=name, tensors=tuple(packed), num_bytes=round_up(end, PAGE_BYTES))
+def _local_dims(dims: tuple[int, ...], part: Slice) -> tuple[int, ...]:
+    if part.owned is None:
+        return dims
+    return (*dims[: part.dim], len(part.owned), *dims[part.dim + 1 :])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +124,7 @@ class OffloadPlan:
 
 
 def plan_offload(
-    sizes: Sequence[int],
-    resident: float | Literal["auto"],
-    available_bytes: int | None,
+    sizes: Sequence[int], resident: float | Literal["auto"], available_bytes: int | None
 ) -> OffloadPlan:
     """Decide which units of these sizes stay on the device and which are streamed.
 
@@ -140,29 +136,25 @@ def plan_offload(
     Raises:
         OffloadError: they do not fit, even with a single buffer.
     """
-    if resident != "auto":
-        return _deepest(sizes, round(resident * len(sizes)), available_bytes)
-    for count in range(len(sizes), 0, -1):
-        fits = _plan(sizes, count, 2)
-        if available_bytes is None or fits.device_bytes <= available_bytes:
-            return _deepest(sizes, count, available_bytes)
-    return _deepest(sizes, 0, available_bytes)
-
-
-def _deepest(
-    sizes: Sequence[int], count: int, available_bytes: int | None
-) -> OffloadPlan:
-    if available_bytes is None:
-        return _plan(sizes, count, 3)
+    room = inf if available_bytes is None else available_bytes
+    if resident == "auto":
+        # Two buffers, so that what is streamed is fetched ahead, come before residents.
+        counts = range(len(sizes), 0, -1)
+        fits = (
+            count for count in counts if _plan(sizes, count, 2).device_bytes <= room
+        )
+        count = next(fits, 0)
+    else:
+        count = round(resident * len(sizes))
     for depth in (3, 2, 1):
         plan = _plan(sizes, count, depth)
-        if plan.device_bytes <= available_bytes:
+        if plan.device_bytes <= room:
             return plan
     raise OffloadError(
         f"the device must hold the resident weights, {plan.resident_bytes} bytes, and one "
-        f"buffer, {plan.buffer_bytes} bytes; its memory budget leaves {max(available_bytes, 0)} "
+        f"buffer, {plan.buffer_bytes} bytes; its memory budget leaves {max(room, 0)} "
         f"beside the cache, activations and, on a CPU, the process; raise memory_budget_bytes by "
-        f"{plan.device_bytes - available_bytes} or keep less resident"
+        f"{plan.device_bytes - room} or keep less resident"
     )
 
 

@@ -29,7 +29,7 @@ def views(unit: Unit, flat: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _bytes_of(tensor: PackedTensor, flat: Tensor) -> Tensor:
-    return flat[tensor.start : tensor.start + tensor.num_bytes]
+    return flat[tensor.start : tensor.end]
 
 
 def fill(unit: Unit, flat: Tensor, weights: Weights, dtype: torch.dtype) -> None:
@@ -55,7 +55,7 @@ def chunks(
             chunk = _read_rows(tensor, rows, weights).to(dtype).contiguous()
             yield start, chunk
             start += chunk.nbytes
-        if start != tensor.start + tensor.num_bytes:
+        if start != tensor.end:
             raise WeightsError(
                 f"{tensor.name} must be {list(tensor.dims)}, "
                 f"but {tensor.source.source} gives {start - tensor.start} bytes of {dtype}"
