@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+_UNRECORDED = nullcontext()
+
 
 class Event(Protocol):
     """A point in a stream of work; `torch.cuda.Event` is one."""
@@ -30,52 +32,35 @@ class Reached:
         pass
 
 
-Arrival = Sequence["Future[Event | None]"]
-"""A unit that is being fetched, in parts: each future ends once the part's copy is issued, and
-gives the event of the copy's end, or None if the part is there already."""
+class Stream:
+    """A GPU's stream of work: a new one, or the current one, which computes. Or a CPU."""
 
-
-def issued(event: Event) -> Arrival:
-    """Return the arrival of a unit in one part whose copy is issued already."""
-    part: Future[Event | None] = Future()
-    part.set_result(event)
-    return [part]
-
-
-class ComputeStream:
-    """What a device computes on: a GPU's current stream, or a CPU."""
-
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, new: bool = False) -> None:
         self._device = device
+        is_own = new and device.type == "cuda"
+        self._own = torch.cuda.Stream(device) if is_own else None
+
+    def _cuda(self) -> torch.cuda.Stream:
+        return self._own or torch.cuda.current_stream(self._device)
+
+    def current(self) -> AbstractContextManager[object]:
+        """Make this the current stream, on which spans are recorded, within the block."""
+        return torch.cuda.stream(self._own) if self._own else nullcontext()
 
     def record(self) -> Event:
         """Return the point after all work issued so far."""
         if self._device.type != "cuda":
             return Reached()
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(self._cuda())
         return event
 
     def wait(self, event: Event) -> None:
         """Make work issued from now on run after `event`."""
         if isinstance(event, torch.cuda.Event):
-            torch.cuda.current_stream(self._device).wait_event(event)
+            self._cuda().wait_event(event)
         else:
             event.synchronize()
-
-
-_UNRECORDED = nullcontext()
-
-
-class CopyStream:
-    """Copies to and from a GPU beside its computations; on a CPU they are done at once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def current(self) -> AbstractContextManager[object]:
-        """Make this the stream that spans of a timeline are recorded on."""
-        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     def copy(
         self,
@@ -84,27 +69,29 @@ class CopyStream:
         after: Event,
         span: AbstractContextManager[object] = _UNRECORDED,
     ) -> Event:
-        """Issue a copy that runs after an event, and return the event of its end.
+        """Issue a copy that runs after an event, within a span; return the event of its end.
 
-        Host memory must be page-locked, or the host waits for the copy. The span records it.
+        Host memory must be page-locked, or the host waits for the copy.
         """
-        if self._stream is None:
-            after.synchronize()
-            with span:
-                target.copy_(source)
-            return Reached()
-        event = torch.cuda.Event()
-        assert isinstance(after, torch.cuda.Event)
-        self._stream.wait_event(after)
+        self.wait(after)
         with self.current(), span:
             target.copy_(source, non_blocking=True)
-            event.record(self._stream)
-        return event
+        return self.record()
 
     def synchronize(self) -> None:
-        """Block the host until all copies are done, so that their memory can be freed."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        """Block the host until all work is done, so that its memory can be freed."""
+        self.record().synchronize()
+
+
+Arrival = Future[Event]
+"""A unit that is being fetched: done once its copy is issued, with the event of the copy's end."""
+
+
+def issued(event: Event) -> Arrival:
+    """Return the arrival of a unit whose copy is issued already."""
+    arrival: Arrival = Future()
+    arrival.set_result(event)
+    return arrival
 
 
 class Fetch(Protocol):
@@ -135,7 +122,7 @@ class BufferRing:
         sizes: Sequence[int],
         buffers: Sequence[Tensor],
         fetch: Fetch,
-        compute: ComputeStream,
+        compute: Stream,
     ) -> None:
         """Make an empty ring; `start` begins to fill it.
 
@@ -187,28 +174,16 @@ class BufferRing:
             self._next = unit
             self.start()
         try:
-            self._wait_for(self._held[0].arrival)
+            self._compute.wait(self._held[0].arrival.result())
         except BaseException:
             self.drain()
             raise
-        self._held[0] = self._held[0]._replace(arrival=())
 
     def drain(self) -> None:
         """Wait for all units being fetched and drop them; fetches that fail are ignored."""
         for held in self._held:
             with suppress(Exception):
-                self._wait_for(held.arrival)
+                self._compute.wait(held.arrival.result())
         if self._held:
             self._free = self._compute.record()
         self._held.clear()
-
-    def _wait_for(self, arrival: Arrival) -> None:
-        # For all parts, even if one failed: nothing may write to the buffer afterwards.
-        failed = [part.exception() for part in arrival]
-        for error in failed:
-            if error is not None:
-                raise error
-        for part in arrival:
-            event = part.result()
-            if event is not None:
-                self._compute.wait(event)

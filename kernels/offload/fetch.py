@@ -7,16 +7,16 @@ the buffer in turn.
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from functools import partial
 from queue import SimpleQueue
-from threading import Lock
 
 import torch
 from torch import Tensor
 
-from kernels.offload.buffer_ring import Arrival, CopyStream, Event, Reached, issued
-from kernels.offload.plan import Unit
+from kernels.offload.buffer_ring import Arrival, Event, Reached, Stream, issued
+from kernels.offload.plan import MAX_DEPTH, Unit
 from kernels.offload.store import HostStore, Store, page_aligned, pin, unpin
 from kernels.timeline import OFF, Timeline
 
@@ -31,7 +31,7 @@ class WeightFetch:
 
     def __init__(self, units: Sequence[Unit], device: torch.device) -> None:
         self._units = units
-        self._stream = CopyStream(device)
+        self._stream = Stream(device, new=True)
 
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
         return computed
@@ -65,49 +65,61 @@ class BlockFetch(WeightFetch):
     """Reads the blocks of a unit by several threads."""
 
     def __init__(
-        self,
-        store: Store,
-        units: Sequence[Unit],
-        device: torch.device,
-        threads: int = READ_THREADS,
+        self, store: Store, units: Sequence[Unit], device: torch.device
     ) -> None:
         super().__init__(units, device)
         self._store = store
-        self._staging: SimpleQueue[tuple[Tensor, Event]] | None = None
-        if device.type == "cuda":
-            # Two a thread: one is read into while the other is copied to the GPU.
-            self._staging = _staging_blocks(2 * threads, store.block_bytes)
-        self._threads = ThreadPoolExecutor(threads, "offload-read", _use, (device,))
+        # A thread without a device makes a context on the first GPU, whichever is this rank's.
+        setup = (
+            partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        )
+        self._unit_threads = ThreadPoolExecutor(MAX_DEPTH, "offload-unit", setup)
+        self._read_threads = ThreadPoolExecutor(READ_THREADS, "offload-read", setup)
+        # Page-locked blocks, each with the event of the last copy out of it. Two a thread: one is
+        # read into while the other is copied to the GPU.
+        self._staging: SimpleQueue[tuple[Tensor, Event]] = SimpleQueue()
+        for _ in range(2 * READ_THREADS if device.type == "cuda" else 0):
+            block = page_aligned(store.block_bytes)
+            pin(block)
+            self._staging.put((block, Reached()))
+        self._read = self._to_gpu if device.type == "cuda" else self._to_cpu
 
     def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
-        read, size = self._units[unit], self._store.block_bytes
-        blocks = [(at, buffer[at : at + size]) for at in range(0, len(buffer), size)]
-        span = _SharedSpan(self._span(read), len(blocks))
+        return self._unit_threads.submit(self._fetch, self._units[unit], buffer, after)
 
-        def fetch(at: int, part: Tensor) -> Event | None:
-            with self._stream.current(), span:
-                return self._fetch(read, at, part, after)
+    def _fetch(self, unit: Unit, buffer: Tensor, after: Event) -> Event:
+        size = self._store.block_bytes
+        with self._stream.current(), self._span(unit):
+            blocks = [
+                self._read_threads.submit(
+                    self._read, unit, start, buffer[start : start + size], after
+                )
+                for start in range(0, len(buffer), size)
+            ]
+            # For all of them, even if one fails: nothing may write to the buffer afterwards.
+            wait(blocks)
+            for block in blocks:
+                block.result()
+        return self._stream.record()
 
-        return [self._threads.submit(fetch, *block) for block in blocks]
+    def _to_cpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
+        after.synchronize()
+        self._store.read_block(unit, start, part)
 
-    def _fetch(self, unit: Unit, at: int, part: Tensor, after: Event) -> Event | None:
-        if self._staging is None:
-            after.synchronize()
-            self._store.read_block(unit, at, part)
-            return None
-        staged, event = self._staging.get()
+    def _to_gpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
+        block, event = self._staging.get()
         try:
-            event.synchronize()  # until what was in it before has been copied
-            self._store.read_block(unit, at, staged[: len(part)])
-            event = self._stream.copy(part, staged[: len(part)], after)
-            return event
+            event.synchronize()  # until what was in the block before has been copied
+            self._store.read_block(unit, start, block[: len(part)])
+            event = self._stream.copy(part, block[: len(part)], after)
         finally:
-            self._staging.put((staged, event))
+            self._staging.put((block, event))
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self._unit_threads.shutdown(cancel_futures=True)
+        self._read_threads.shutdown()
         self._stream.synchronize()
-        while self._staging is not None and not self._staging.empty():
+        while not self._staging.empty():
             unpin(self._staging.get()[0])
 
 
@@ -118,41 +130,3 @@ def fetch_for(
     if isinstance(store, HostStore) and device.type == "cuda":
         return PinnedFetch(store, units, device)
     return BlockFetch(store, units, device)
-
-
-def _use(device: torch.device) -> None:
-    # A thread that leaves this out makes a context on the first GPU, whichever is this rank's.
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-
-
-def _staging_blocks(count: int, num_bytes: int) -> SimpleQueue[tuple[Tensor, Event]]:
-    """Allocate page-locked blocks, each with the event of the last copy out of it."""
-    blocks: SimpleQueue[tuple[Tensor, Event]] = SimpleQueue()
-    for _ in range(count):
-        block = page_aligned(num_bytes)
-        pin(block)
-        blocks.put((block, Reached()))
-    return blocks
-
-
-class _SharedSpan:
-    """A context that the first of several threads enters and the last one leaves."""
-
-    def __init__(self, context: AbstractContextManager[None], members: int) -> None:
-        self._context = context
-        self._members = members
-        self._entered = self._left = 0
-        self._lock = Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._entered:
-                self._context.__enter__()
-            self._entered += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._left += 1
-            if self._left == self._members:
-                self._context.__exit__(None, None, None)

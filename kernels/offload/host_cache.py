@@ -18,9 +18,8 @@ from kernels.cache import KVCache
 from kernels.offload.buffer_ring import (
     Arrival,
     BufferRing,
-    ComputeStream,
-    CopyStream,
     Event,
+    Stream,
     issued,
 )
 from kernels.offload.store import device_memory, page_aligned, pin, unpin
@@ -85,12 +84,15 @@ class HostCache:
         if self._is_pinned:
             for flat in self._flat:
                 pin(flat)
-        self._fetching, self._saving = CopyStream(device), CopyStream(device)
+        self._fetching, self._saving = (
+            Stream(device, new=True),
+            Stream(device, new=True),
+        )
         # With more buffers than layers, a layer would be fetched again before it is saved.
         depth = min(LAYERS_ON_DEVICE, len(layers))
         buffers = [device_memory(num_bytes, device) for _ in range(depth)]
         sizes = [num_bytes] * len(layers)
-        self._ring = BufferRing(sizes, buffers, self, ComputeStream(device))
+        self._ring = BufferRing(sizes, buffers, self, Stream(device))
 
     @contextmanager
     def lend(self, layer: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -24,6 +24,8 @@ PAGE_BYTES = 4096
 """Units are padded to a multiple of it, as are addresses and offsets, for direct reads of files."""
 TENSOR_ALIGNMENT = 256
 """A tensor begins at a multiple of it within its unit: matrix kernels are fastest so."""
+MAX_DEPTH = 3
+"""Buffers of a ring: one is computed with, one is waiting, one is copied to."""
 EMBEDDING, NORM, HEAD = "tok_embeddings", "norm", "output"
 """The units that are not layers."""
 
@@ -146,7 +148,7 @@ def plan_offload(
         count = next(fits, 0)
     else:
         count = round(resident * len(sizes))
-    for depth in (3, 2, 1):
+    for depth in range(MAX_DEPTH, 0, -1):
         plan = _plan(sizes, count, depth)
         if plan.device_bytes <= room:
             return plan

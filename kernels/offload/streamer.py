@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.offload.buffer_ring import BufferRing, ComputeStream
+from kernels.offload.buffer_ring import BufferRing, Stream
 from kernels.offload.fetch import fetch_for
 from kernels.offload.plan import HEAD, OffloadPlan, Unit
 from kernels.offload.store import Store, device_memory, fill, views
@@ -60,7 +60,7 @@ class Streamer:
             [unit.num_bytes for unit in streamed],
             [device_memory(plan.buffer_bytes, self._device) for _ in range(plan.depth)],
             self._fetch,
-            ComputeStream(self._device),
+            Stream(self._device),
         )
         self._ring.start()
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.offload.buffer_ring import Arrival, BufferRing, Event, issued
+from kernels.offload.buffer_ring import Arrival, BufferRing, Event, Reached, issued
 
 SIZES = [4, 4, 6, 4, 5]
 
@@ -65,10 +65,10 @@ class SlowFetch:
             self._threads.submit(self._copy, unit, buffer, after, delay)
         )
 
-    def _arrival(self, copy: "Future[None]") -> Arrival:
+    def _arrival(self, copy: "Future[Event]") -> Arrival:
         return issued(Point(copy))
 
-    def _copy(self, unit: int, buffer: Tensor, after: Event, delay: float) -> None:
+    def _copy(self, unit: int, buffer: Tensor, after: Event, delay: float) -> Event:
         if not self._forgets:
             after.synchronize()
         if unit in self.broken:
@@ -77,6 +77,7 @@ class SlowFetch:
         buffer[:half] = unit + 1
         time.sleep(delay)
         buffer[half:] = unit + 1
+        return Reached()
 
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
         return computed
@@ -85,8 +86,8 @@ class SlowFetch:
 class HostArrival(SlowFetch):
     """As `SlowFetch`, but the host itself waits, as for a read that can fail."""
 
-    def _arrival(self, copy: "Future[None]") -> Arrival:
-        return [copy]
+    def _arrival(self, copy: "Future[Event]") -> Arrival:
+        return copy
 
 
 def wrong_reads(ring: BufferRing, queue: SlowQueue, passes: int) -> int:

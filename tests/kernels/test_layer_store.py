@@ -13,7 +13,7 @@ from answers import SHAPES, random_weights
 from kernels import memory
 from kernels.memory import file_system
 from kernels.offload import store as stores
-from kernels.offload.buffer_ring import ComputeStream
+from kernels.offload.buffer_ring import Stream
 from kernels.offload.fetch import fetch_for
 from kernels.offload.file_store import DiskFile, FileStore, ReadError
 from kernels.offload.plan import PAGE_BYTES, Unit, units_of
@@ -43,8 +43,7 @@ def store(tmp_path: Path) -> Iterator[FileStore]:
 def fetched(store: FileStore | HostStore, unit: Unit) -> torch.Tensor:
     buffer, fetch = page_aligned(unit.num_bytes), fetch_for(store, [unit], CPU)
     try:
-        for part in fetch.start(0, buffer, ComputeStream(CPU).record()):
-            part.result()
+        fetch.start(0, buffer, Stream(CPU).record()).result()
     finally:
         fetch.close()
     return buffer

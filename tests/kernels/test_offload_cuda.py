@@ -11,7 +11,7 @@ import torch
 from answers import SHAPES, random_weights
 from dawdling_cuda import Cuda, Gpu
 
-from kernels.offload.buffer_ring import BufferRing, ComputeStream, Event
+from kernels.offload.buffer_ring import BufferRing, Event, Stream
 from kernels.offload.fetch import BlockFetch, PinnedFetch, fetch_for
 from kernels.offload.file_store import FileStore
 from kernels.offload.host_cache import HostCache
@@ -37,7 +37,7 @@ def wrong_tensors(fetch: PinnedFetch | BlockFetch, depth: int, cuda: Cuda) -> li
     """Names of the tensors that computations saw wrong, over some passes."""
     sizes = [unit.num_bytes for unit in UNITS]
     buffers = [page_aligned(max(sizes)) for _ in range(depth)]
-    ring = BufferRing(sizes, buffers, fetch, ComputeStream(GPU))
+    ring = BufferRing(sizes, buffers, fetch, Stream(GPU))
     ring.start()
     wrong: list[str] = []
 
@@ -100,7 +100,7 @@ def test_the_measure_notices_a_copy_that_does_not_wait(
         return right(unit, buffer, torch.cuda.Event())  # of nothing
 
     monkeypatch.setattr(fetch, "start", hasty)
-    assert wrong_tensors(fetch, 2, cuda)
+    assert wrong_tensors(fetch, 1, cuda)
     fetch.close()
     store.close()
 
