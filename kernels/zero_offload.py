@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kernels.cache import KVCache, Step
+from kernels.cache import KVCache, Step, slots_for
 from kernels.engine import OnToken, ignore
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import SequentialEngine
-from kernels.offload.budget import DeviceBudget, batch_bytes
+from kernels.offload.budget import DeviceBudget
 from kernels.offload.file_store import FileStore
 from kernels.offload.host_cache import LAYERS_ON_DEVICE, HostKVCache
 from kernels.offload.plan import (
@@ -32,6 +32,7 @@ from kernels.offload.plan import (
     Unit,
     plan_offload,
     units_of,
+    working_bytes,
 )
 from kernels.offload.store import HostStore, Store
 from kernels.offload.streamer import GatheredEmbedding, LentHead, OnUnit, Streamer
@@ -161,25 +162,27 @@ class OffloadEngine(SequentialEngine):
 
     def _make_room(self, batch: Batch, new_tokens: int) -> None:
         """Have fewer layers on the device where the batch needs the memory."""
-        needed = batch_bytes(
-            self.placement,
-            self.shape,
-            self.dtype.itemsize,
-            rows=len(self._rows(batch)),
-            prompt=batch.length,
-            new_tokens=new_tokens,
-            layers_cached=self._layers_cached(),
-        )
+        needed = self._batch_bytes(batch, new_tokens)
         available = self._budget.available_bytes(needed)
         if available is not None and self.streamer.plan.device_bytes > available:
             self.streamer.change(self._plan(self.streamer.units, needed))
 
-    def _layers_cached(self) -> int:
+    def _batch_bytes(self, batch: Batch, new_tokens: int) -> int:
+        """Bytes that a batch takes beside the weights: activations, KV cache and logits."""
+        rows, width = len(self._rows(batch)), self.dtype.itemsize
+        working = working_bytes(self.placement, self.shape, rows, batch.length, width)
+        slots = slots_for(batch.length + new_tokens)
+        kv_width = 2 * len(self.placement.kv_heads) * self.shape.head_dim * width
         layers = len(self.placement.layers)
-        if self.options.kv == "device":
-            return layers
-        # A CPU's host memory is its own.
-        return LAYERS_ON_DEVICE + (layers if self.device.type == "cpu" else 0)
+        if self.options.kv == "host":
+            # Where the device is the CPU, host memory is in its budget too.
+            layers = LAYERS_ON_DEVICE + (layers if self.device.type == "cpu" else 0)
+        cache = layers * rows * slots * kv_width
+        if new_tokens:
+            return working + cache
+        # All prompt tokens' logits: a shard's, the same in at least fp32, and all shards'.
+        logits = rows * batch.length * self.shape.vocab_size * max(4, width)
+        return working + cache + 3 * logits
 
     def close(self) -> None:
         self.synchronize()

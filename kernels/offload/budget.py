@@ -3,10 +3,7 @@
 import torch
 
 from kernels import memory
-from kernels.cache import slots_for
-from kernels.offload.plan import OffloadError, working_bytes
-from kernels.placement import Placement
-from kernels.shapes import ModelShape
+from kernels.offload.plan import OffloadError
 from kernels.strategies import ZeroOffload
 
 _CPU_TOLERANCE = 1.1
@@ -91,35 +88,3 @@ class DeviceBudget:
                 f"peak, memory_budget_bytes allows {limit}; raise it, or take a smaller "
                 f"batch or shorter sequences"
             )
-
-
-def batch_bytes(
-    placement: Placement,
-    shape: ModelShape,
-    width: int,
-    *,
-    rows: int,
-    prompt: int,
-    new_tokens: int,
-    layers_cached: int,
-) -> int:
-    """Return what a batch takes beside the weights: activations and a KV cache.
-
-    Without new tokens, for the logits of all prompt tokens too.
-
-    Args:
-        placement: of this rank.
-        shape: of the whole model.
-        width: bytes of a number.
-        rows: sequences of this rank.
-        prompt: tokens of each.
-        new_tokens: of each.
-        layers_cached: layers whose keys and values are in the device's memory.
-    """
-    working = working_bytes(placement, shape, rows, prompt, width)
-    slots = slots_for(prompt + new_tokens)
-    per_slot = 2 * len(placement.kv_heads) * shape.head_dim * width
-    cache = layers_cached * rows * slots * per_slot
-    # A shard's logits, the same in at least fp32, and those of all shards.
-    logits = 0 if new_tokens else 3 * rows * prompt * shape.vocab_size * max(4, width)
-    return working + cache + logits

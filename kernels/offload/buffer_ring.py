@@ -18,18 +18,8 @@ from torch import Tensor
 _UNRECORDED = nullcontext()
 
 
-class Event(Protocol):
-    """A point in a stream of work; `torch.cuda.Event` is one."""
-
-    def synchronize(self) -> None:
-        """Block the host until all work before this point is done."""
-
-
-class Reached:
-    """The event of a CPU, which has done its work as soon as it is issued."""
-
-    def synchronize(self) -> None:
-        pass
+Event = torch.cuda.Event | None
+"""A point in a stream of work; None for a CPU, which has done its work as soon as it is issued."""
 
 
 class Stream:
@@ -50,17 +40,15 @@ class Stream:
     def record(self) -> Event:
         """Return the point after all work issued so far."""
         if self._device.type != "cuda":
-            return Reached()
+            return None
         event = torch.cuda.Event()
         event.record(self._cuda())
         return event
 
     def wait(self, event: Event) -> None:
         """Make work issued from now on run after `event`."""
-        if isinstance(event, torch.cuda.Event):
+        if event is not None:
             self._cuda().wait_event(event)
-        else:
-            event.synchronize()
 
     def copy(
         self,
@@ -80,7 +68,8 @@ class Stream:
 
     def synchronize(self) -> None:
         """Block the host until all work is done, so that its memory can be freed."""
-        self.record().synchronize()
+        if self._device.type == "cuda":
+            self._cuda().synchronize()
 
 
 Arrival = Future[Event]

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from kernels.offload.buffer_ring import Arrival, Event, Reached, Stream, issued
+from kernels.offload.buffer_ring import Arrival, Event, Stream, issued
 from kernels.offload.plan import MAX_DEPTH, Unit
 from kernels.offload.store import HostStore, Store, page_aligned, pin, unpin
 from kernels.timeline import OFF, Timeline
@@ -81,7 +81,7 @@ class BlockFetch(WeightFetch):
         for _ in range(2 * READ_THREADS if device.type == "cuda" else 0):
             block = page_aligned(store.block_bytes)
             pin(block)
-            self._staging.put((block, Reached()))
+            self._staging.put((block, None))
         self._read = self._to_gpu if device.type == "cuda" else self._to_cpu
 
     def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
@@ -103,13 +103,13 @@ class BlockFetch(WeightFetch):
         return self._stream.record()
 
     def _to_cpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
-        after.synchronize()
         self._store.read_block(unit, start, part)
 
     def _to_gpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
         block, event = self._staging.get()
         try:
-            event.synchronize()  # until what was in the block before has been copied
+            if event is not None:
+                event.synchronize()  # until what was in the block before has been copied
             self._store.read_block(unit, start, block[: len(part)])
             event = self._stream.copy(part, block[: len(part)], after)
         finally:

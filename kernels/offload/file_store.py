@@ -1,16 +1,15 @@
-"""Streamed weights in files: one flat file per unit, read in blocks by several threads.
+"""Streamed weights in a file, read in blocks by several threads.
 
-Weights that come out of the page cache are memory's numbers, not the disk's: so files are read
+Weights that come out of the page cache are memory's numbers, not the disk's: so the file is read
 with O_DIRECT, and where that is refused the pages are dropped after each read. `how` says which.
 """
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -94,7 +93,7 @@ def _open(path: Path, direct: bool) -> tuple[int, bool]:
 
 
 class FileStore:
-    """Units in nameless files, one each, read in blocks by any number of threads."""
+    """Units in one nameless file, read in blocks by any number of threads."""
 
     def __init__(
         self, folder: Path, *, direct: bool = True, block_bytes: int = BLOCK_BYTES
@@ -108,43 +107,63 @@ class FileStore:
         """
         self.block_bytes = block_bytes
         self.folder = folder
-        self._direct = direct
-        self._files: dict[str, DiskFile] = {}
+        descriptor, name = tempfile.mkstemp(".weights", "orch-offload-", folder)
+        self._writer = os.fdopen(descriptor, "wb")
+        try:
+            self._reader = DiskFile(Path(name), direct=direct)
+        finally:
+            # Nameless before it holds anything: whatever kills the process, nothing is left.
+            os.unlink(name)
+        self._starts: dict[str, int] = {}
+        self._end = 0
         # Each single row waits behind the large blocks under way: better to wait for all at once.
         self._row_threads = ThreadPoolExecutor(8, thread_name_prefix="offload-rows")
 
     def how(self) -> str:
         kind = file_system(self.folder)
         memory = ", which is memory" if kind in ("tmpfs", "ramfs") else ""
-        reads = {file.how for file in self._files.values()}
-        return ", ".join(["files", *sorted(reads), f"{kind}{memory}"])
+        return f"files, {self._reader.how}, {kind}{memory}"
 
     def put(self, unit: Unit, weights: Weights, dtype: torch.dtype) -> None:
-        descriptor, name = tempfile.mkstemp(".weights", "orch-offload-", self.folder)
-        with open(descriptor, "wb") as file:
-            try:
-                _reserve(file, unit, self.folder)
-                self._files[unit.name] = DiskFile(Path(name), direct=self._direct)
-            finally:
-                # Nameless before it holds anything: whatever kills the process, nothing is left.
-                os.unlink(name)
-            _fill(file, chunks(unit, weights, dtype))
+        self._reserve(unit)
+        for start, chunk in chunks(unit, weights, dtype):
+            self._writer.seek(self._end + start)
+            self._writer.write(memory_of(chunk.view(-1).view(torch.uint8)))
+        self._writer.flush()
+        # Only clean pages can be dropped; a page that stayed would be read from memory.
+        os.fdatasync(self._writer.fileno())
+        os.posix_fadvise(self._writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._starts[unit.name] = self._end
+        self._end += unit.num_bytes
         # A mapped checkpoint's pages count as this process's memory, which would seem to grow.
         forget_mapped_files()
 
+    def _reserve(self, unit: Unit) -> None:
+        # In one piece where the file system can, and a full disk is known before it is written to.
+        try:
+            os.posix_fallocate(self._writer.fileno(), self._end, unit.num_bytes)
+        except OSError as error:
+            room = os.statvfs(self.folder)
+            raise OSError(
+                error.errno,
+                f"{self.folder} has {room.f_bavail * room.f_frsize} bytes left, the next of "
+                f"the streamed weights ({unit.name}) needs {unit.num_bytes}: let TMPDIR name a "
+                f"folder on a larger disk, or take source: host",
+            ) from error
+
     def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
         try:
-            self._files[unit.name].read_into(target, start)
+            self._reader.read_into(target, self._starts[unit.name] + start)
         except ReadError as error:
             raise ReadError(f"{_names(unit, start, target)}: {error}") from error
 
     def rows(self, unit: Unit, name: str, rows: Sequence[int]) -> Tensor:
         tensor = unit.tensor(name)
+        start = self._starts[unit.name] + tensor.start
         width = tensor.num_bytes // tensor.dims[0]
-        file = self._files[unit.name]
 
         def read(row: int) -> Tensor:
-            return file.read_some(width, tensor.start + row * width)
+            return self._reader.read_some(width, start + row * width)
 
         try:
             return torch.stack([*self._row_threads.map(read, rows)])
@@ -153,12 +172,12 @@ class FileStore:
 
     def close(self) -> None:
         self._row_threads.shutdown(cancel_futures=True)
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._writer.close()
+        self._reader.close()
 
 
 def _names(unit: Unit, start: int, target: Tensor) -> str:
+    """Name the tensors of which the target would hold a part."""
     end = start + len(target)
     inside = [
         tensor.name
@@ -166,28 +185,3 @@ def _names(unit: Unit, start: int, target: Tensor) -> str:
         if tensor.start < end and start < tensor.end
     ]
     return ", ".join(inside) or unit.name
-
-
-def _reserve(file: IO[bytes], unit: Unit, folder: Path) -> None:
-    # In one piece where the file system can, and a full disk is known before anything is written.
-    try:
-        os.posix_fallocate(file.fileno(), 0, unit.num_bytes)
-    except OSError as error:
-        room = os.statvfs(folder)
-        raise OSError(
-            error.errno,
-            f"{folder} has {room.f_bavail * room.f_frsize} bytes left, the next of the "
-            f"streamed weights ({unit.name}) needs {unit.num_bytes}: let TMPDIR name a folder on "
-            f"a larger disk, or take source: host",
-        ) from error
-
-
-def _fill(file: IO[bytes], parts: Iterator[tuple[int, Tensor]]) -> None:
-    """Write parts of a unit where they belong, and have the disk hold them."""
-    for start, part in parts:
-        file.seek(start)
-        file.write(memory_of(part.view(-1).view(torch.uint8)))
-    file.flush()
-    # Only clean pages can be dropped; a page that stayed would be read from memory.
-    os.fdatasync(file.fileno())
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

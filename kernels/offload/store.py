@@ -51,8 +51,9 @@ def chunks(
     """
     for tensor in unit.tensors:
         start = tensor.start
-        for rows in _row_ranges(tensor):
-            chunk = _read_rows(tensor, rows, weights).to(dtype).contiguous()
+        for dim, owned in _pieces(tensor):
+            read = weights.read(tensor.source.source, dim, owned)
+            chunk = read.to(dtype).contiguous()
             yield start, chunk
             start += chunk.nbytes
         if start != tensor.end:
@@ -62,23 +63,15 @@ def chunks(
             )
 
 
-def _row_ranges(tensor: PackedTensor) -> list[range | None]:
-    """Cut a tensor into ranges of rows of at most `CHUNK_BYTES`; [None]: it is read whole."""
-    # A shard of columns lies scattered over all rows of the file.
-    if tensor.source.owned is not None and tensor.source.dim != 0:
-        return [None]
-    rows = tensor.dims[0]
-    step = max(1, CHUNK_BYTES * rows // max(1, tensor.num_bytes))
-    return [range(first, min(first + step, rows)) for first in range(0, rows, step)]
-
-
-def _read_rows(tensor: PackedTensor, rows: range | None, weights: Weights) -> Tensor:
+def _pieces(tensor: PackedTensor) -> list[tuple[int, range]]:
+    """Cut a tensor into rows of at most `CHUNK_BYTES`: the dimension and indices to read."""
     source = tensor.source
-    if rows is None:
-        return weights.read(source.source, source.dim, source.owned)
-    first = source.owned.start if source.owned is not None else 0
-    owned = range(first + rows.start, first + rows.stop)
-    return weights.read(source.source, 0, owned)
+    # A shard of columns lies scattered over all rows of the file: it is read whole.
+    if source.owned is not None and source.dim != 0:
+        return [(source.dim, source.owned)]
+    rows = range(tensor.dims[0]) if source.owned is None else source.owned
+    step = max(1, CHUNK_BYTES * len(rows) // max(1, tensor.num_bytes))
+    return [(0, rows[first : first + step]) for first in range(0, len(rows), step)]
 
 
 def page_aligned(num_bytes: int) -> Tensor:

@@ -51,7 +51,7 @@ def fetched(store: FileStore | HostStore, unit: Unit) -> torch.Tensor:
 
 def nameless_file(store: FileStore) -> Path:
     """The store's only file: it has no name any more, but this process has it open."""
-    [file] = [
+    file, *_ = [
         link
         for link in Path("/proc/self/fd").iterdir()
         if os.path.lexists(link) and os.readlink(link).startswith(str(store.folder))
