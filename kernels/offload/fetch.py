@@ -70,19 +70,18 @@ class BlockFetch(WeightFetch):
         super().__init__(units, device)
         self._store = store
         # A thread without a device makes a context on the first GPU, whichever is this rank's.
-        setup = (
-            partial(torch.cuda.set_device, device) if device.type == "cuda" else None
-        )
+        on_gpu = device.type == "cuda"
+        setup = partial(torch.cuda.set_device, device) if on_gpu else None
         self._unit_threads = ThreadPoolExecutor(MAX_DEPTH, "offload-unit", setup)
         self._read_threads = ThreadPoolExecutor(READ_THREADS, "offload-read", setup)
         # Page-locked blocks, each with the event of the last copy out of it. Two a thread: one is
         # read into while the other is copied to the GPU.
         self._staging: SimpleQueue[tuple[Tensor, Event]] = SimpleQueue()
-        for _ in range(2 * READ_THREADS if device.type == "cuda" else 0):
+        for _ in range(2 * READ_THREADS if on_gpu else 0):
             block = page_aligned(store.block_bytes)
             pin(block)
             self._staging.put((block, None))
-        self._read = self._to_gpu if device.type == "cuda" else self._to_cpu
+        self._read = self._to_gpu if on_gpu else self._to_cpu
 
     def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
         return self._unit_threads.submit(self._fetch, self._units[unit], buffer, after)
@@ -103,6 +102,7 @@ class BlockFetch(WeightFetch):
         return self._stream.record()
 
     def _to_cpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
+        # At once: when a CPU gives a buffer back, its computation has ended.
         self._store.read_block(unit, start, part)
 
     def _to_gpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:

@@ -157,10 +157,10 @@ class FileStore:
         except ReadError as error:
             raise ReadError(f"{_names(unit, start, target)}: {error}") from error
 
-    def rows(self, unit: Unit, name: str, rows: Sequence[int]) -> Tensor:
-        tensor = unit.tensor(name)
-        start = self._starts[unit.name] + tensor.start
-        width = tensor.num_bytes // tensor.dims[0]
+    def rows(self, unit: Unit, rows: Sequence[int]) -> Tensor:
+        [matrix] = unit.tensors
+        start = self._starts[unit.name]
+        width = matrix.num_bytes // matrix.dims[0]
 
         def read(row: int) -> Tensor:
             return self._reader.read_some(width, start + row * width)
@@ -168,7 +168,7 @@ class FileStore:
         try:
             return torch.stack([*self._row_threads.map(read, rows)])
         except ReadError as error:
-            raise ReadError(f"{name}: {error}") from error
+            raise ReadError(f"{matrix.name}: {error}") from error
 
     def close(self) -> None:
         self._row_threads.shutdown(cancel_futures=True)

@@ -15,13 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cache import KVCache
-from kernels.offload.buffer_ring import (
-    Arrival,
-    BufferRing,
-    Event,
-    Stream,
-    issued,
-)
+from kernels.offload.buffer_ring import Arrival, BufferRing, Event, Stream, issued
 from kernels.offload.store import device_memory, page_aligned, pin, unpin
 from kernels.timeline import OFF, Timeline
 
@@ -84,10 +78,9 @@ class HostCache:
         if self._is_pinned:
             for flat in self._flat:
                 pin(flat)
-        self._fetching, self._saving = (
-            Stream(device, new=True),
-            Stream(device, new=True),
-        )
+        # Two streams, so that one layer is saved while the next is fetched.
+        self._fetching = Stream(device, new=True)
+        self._saving = Stream(device, new=True)
         # With more buffers than layers, a layer would be fetched again before it is saved.
         depth = min(LAYERS_ON_DEVICE, len(layers))
         buffers = [device_memory(num_bytes, device) for _ in range(depth)]

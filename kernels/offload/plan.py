@@ -61,10 +61,6 @@ class Unit:
     num_bytes: int
     """A multiple of `PAGE_BYTES`."""
 
-    def tensor(self, name: str) -> PackedTensor:
-        """Return the tensor of this name."""
-        return next(tensor for tensor in self.tensors if tensor.name == name)
-
 
 def round_up(num_bytes: int, multiple: int = PAGE_BYTES) -> int:
     """Return the least multiple that is no less.

@@ -23,13 +23,9 @@ BLOCK_BYTES = 8 * 2**20
 def views(unit: Unit, flat: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the unit's tensors by parameter name, as views of its flat uint8 buffer."""
     return {
-        tensor.name: _bytes_of(tensor, flat).view(dtype).view(tensor.dims)
+        tensor.name: flat[tensor.start : tensor.end].view(dtype).view(tensor.dims)
         for tensor in unit.tensors
     }
-
-
-def _bytes_of(tensor: PackedTensor, flat: Tensor) -> Tensor:
-    return flat[tensor.start : tensor.end]
 
 
 def fill(unit: Unit, flat: Tensor, weights: Weights, dtype: torch.dtype) -> None:
@@ -78,8 +74,6 @@ def page_aligned(num_bytes: int) -> Tensor:
     """Allocate flat uint8 host memory that begins on a page, holds zeros and is not rounded up."""
     # Not an inference tensor, whatever mode the caller is in: other threads write to it.
     with torch.inference_mode(mode=False):
-        if not num_bytes:
-            return torch.empty(0, dtype=torch.uint8)
         pages = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError, AttributeError):
             # Fewer pages to lock for each direct read or copy; a kernel may decline.
@@ -133,8 +127,8 @@ class Store(Protocol):
     def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
         """Fill `target`, flat uint8 on the CPU, with the unit's bytes from `start` on."""
 
-    def rows(self, unit: Unit, name: str, rows: Sequence[int]) -> Tensor:
-        """Return some rows of one matrix, as uint8 [rows, bytes of a row]."""
+    def rows(self, unit: Unit, rows: Sequence[int]) -> Tensor:
+        """Return some rows of a unit that is one matrix, as uint8 [rows, bytes of a row]."""
 
     def close(self) -> None:
         """Free the memory or files."""
@@ -166,10 +160,10 @@ class HostStore:
     def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
         target.copy_(self._flat[unit.name][start : start + len(target)])
 
-    def rows(self, unit: Unit, name: str, rows: Sequence[int]) -> Tensor:
-        tensor = unit.tensor(name)
-        matrix = _bytes_of(tensor, self._flat[unit.name]).view(tensor.dims[0], -1)
-        return matrix[torch.tensor(rows, dtype=torch.int64)]
+    def rows(self, unit: Unit, rows: Sequence[int]) -> Tensor:
+        [matrix] = unit.tensors
+        flat = self._flat[unit.name][: matrix.num_bytes]
+        return flat.view(matrix.dims[0], -1)[list(rows)]
 
     def close(self) -> None:
         if self._pinned:

@@ -136,15 +136,7 @@ class GatheredEmbedding(nn.Module):
         shards: Group,
         dtype: torch.dtype,
     ) -> None:
-        """Look rows up in a store.
-
-        Args:
-            unit: the matrix.
-            store: holds the unit.
-            vocab: token ids of the matrix's rows.
-            shards: the ranks that hold the other ids.
-            dtype: of the matrix.
-        """
+        """Look up token ids of `vocab` in a unit of the store; `shards` have the others."""
         super().__init__()
         self._unit = unit
         self._store = store
@@ -160,7 +152,7 @@ class GatheredEmbedding(nn.Module):
         local = unique - self._vocab.start
         here = (local >= 0) & (local < len(self._vocab))
         if here.any():
-            rows = self._store.rows(self._unit, matrix.name, local[here].tolist())
+            rows = self._store.rows(self._unit, local[here].tolist())
             x[here] = rows.view(self._dtype)
         x_BTD = x.to(ids_BT.device)[place_BT.to(ids_BT.device)]
         return self._shards.all_reduce(x_BTD)

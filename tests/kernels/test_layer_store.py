@@ -96,7 +96,7 @@ def test_single_rows_can_be_had(where: str, tmp_path: Path) -> None:
     store = HostStore(pinned=False) if where == "host" else FileStore(tmp_path)
     unit = units()["tok_embeddings"]
     store.put(unit, WEIGHTS, torch.float32)
-    rows = store.rows(unit, "tok_embeddings.weight", [130, 0, 7, 7])
+    rows = store.rows(unit, [130, 0, 7, 7])
     expected = WEIGHTS.read("tok_embeddings.weight")[[130, 0, 7, 7]]
     assert torch.equal(rows.view(torch.float32), expected)
     store.close()
