@@ -123,7 +123,7 @@ class OffloadEngine(SequentialEngine):
                     stack.enter_context(step.cache.lend(int(index)))
                 lent = stack.enter_context(self.streamer.lend(prefix))
                 own = {name.removeprefix(f"{prefix}."): lent[name] for name in lent}
-                x_BTD = functional_call(layer, own, (x_BTD, step))
+                x_BTD = functional_call(layer, own, (x_BTD, step), tie_weights=False)
         if self.placement.is_last:
             # Here, where it counts as waiting: the choice of ids is noted as computation.
             self.streamer.wait(HEAD)

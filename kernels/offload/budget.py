@@ -22,12 +22,10 @@ class DeviceBudget:
     def __init__(
         self, device: torch.device, options: ZeroOffload, local_size: int
     ) -> None:
-        """Take what is held now as there for good.
+        """Plan with what the budget leaves beside what is held now.
 
-        Args:
-            device: of this rank.
-            options: have the budget; without one, `resident: auto` takes what is free.
-            local_size: ranks that share this machine's memory.
+        Without a budget, `resident: auto` plans with what is free, which on a CPU is shared by
+        `local_size` ranks.
 
         Raises:
             OffloadError: a budget that weights in host memory would break by themselves.

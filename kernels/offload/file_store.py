@@ -98,13 +98,7 @@ class FileStore:
     def __init__(
         self, folder: Path, *, direct: bool = True, block_bytes: int = BLOCK_BYTES
     ) -> None:
-        """Make a store without units.
-
-        Args:
-            folder: on the disk to stream from.
-            direct: whether to read around the page cache.
-            block_bytes: of one read, a multiple of `PAGE_BYTES`.
-        """
+        """Make an empty store; a block is a multiple of `PAGE_BYTES`. For `direct` see `DiskFile`."""
         self.block_bytes = block_bytes
         self.folder = folder
         descriptor, name = tempfile.mkstemp(".weights", "orch-offload-", folder)

@@ -60,14 +60,7 @@ class HostCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Make an empty cache.
-
-        Args:
-            layers: those of this rank, in order of use.
-            size: B, N, S, H.
-            dtype: of keys and values.
-            device: where they are computed with.
-        """
+        """Make an empty cache of `size` (B, N, S, H) for these layers, in order of use."""
         self._layers = list(layers)
         self._size = (2, *size)
         self._dtype = dtype
