@@ -98,7 +98,7 @@ class FileStore:
     def __init__(
         self, folder: Path, *, direct: bool = True, block_bytes: int = BLOCK_BYTES
     ) -> None:
-        """Make an empty store; a block is a multiple of `PAGE_BYTES`. For `direct` see `DiskFile`."""
+        """Make an empty store; `block_bytes` is a multiple of `PAGE_BYTES`."""
         self.block_bytes = block_bytes
         self.folder = folder
         descriptor, name = tempfile.mkstemp(".weights", "orch-offload-", folder)
