@@ -11,13 +11,14 @@ whole process. What exceeds it in a generation is an error, not a note.
 
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kernels.cache import KVCache, Step, slots_for
+from kernels.cache import Step, slots_for
 from kernels.engine import OnToken, ignore
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import SequentialEngine
@@ -36,7 +37,6 @@ from kernels.offload.plan import (
 )
 from kernels.offload.store import HostStore, Store
 from kernels.offload.streamer import GatheredEmbedding, LentHead, OnUnit, Streamer
-from kernels.timeline import Timeline
 from kernels.weights import Progress, Weights
 
 
@@ -50,7 +50,7 @@ class OffloadEngine(SequentialEngine):
         assert self.strategy.zero_offload is not None
         self.options = self.strategy.zero_offload
         if self.options.kv == "host":
-            self.cache_type = HostKVCache
+            self.cache_type = partial(HostKVCache, timeline=lambda: self.timeline)
         units = units_of(self.placement, self.shape, str(self.dtype).split(".")[1])
         self._weight_bytes = _parameter_bytes(units)
         self._cleanup = ExitStack()
@@ -81,9 +81,15 @@ class OffloadEngine(SequentialEngine):
         moving = [*units.values()]
         plan = self._plan(moving, 0)
         self.streamer = Streamer(
-            moving, plan, store, weights, self.dtype, self.device, on_unit
+            moving,
+            store,
+            weights,
+            self.dtype,
+            self.device,
+            timeline=lambda: self.timeline,
         )
         self._cleanup.callback(self.streamer.close)
+        self.streamer.use(plan, on_unit)
         if self.model.output is not None:
             self.model.output = LentHead(self.model.output, self.streamer)
         self.weights_wait = store.how()
@@ -129,18 +135,6 @@ class OffloadEngine(SequentialEngine):
             self.streamer.wait(HEAD)
         return x_BTD
 
-    def new_cache(self, rows: int, length: int) -> KVCache:
-        cache = super().new_cache(rows, length)
-        if isinstance(cache, HostKVCache):
-            cache.watch(self.timeline)
-        return cache
-
-    def watch(self, timeline: Timeline) -> None:
-        super().watch(timeline)
-        self.streamer.watch(timeline)
-        if self._state is not None and isinstance(self._state.cache, HostKVCache):
-            self._state.cache.watch(timeline)
-
     def generate(
         self, batch: Batch, generation: Generation, on_token: OnToken = ignore
     ) -> Tensor:
@@ -165,7 +159,7 @@ class OffloadEngine(SequentialEngine):
         needed = self._batch_bytes(batch, new_tokens)
         available = self._budget.available_bytes(needed)
         if available is not None and self.streamer.plan.device_bytes > available:
-            self.streamer.change(self._plan(self.streamer.units, needed))
+            self.streamer.use(self._plan(self.streamer.units, needed))
 
     def _batch_bytes(self, batch: Batch, new_tokens: int) -> int:
         """Bytes that a batch takes beside the weights: activations, KV cache and logits."""

@@ -168,6 +168,11 @@ class BufferRing:
             self.drain()
             raise
 
+    def close(self) -> None:
+        """Wait for all units being fetched, and free the buffers."""
+        self.drain()
+        self._buffers = cycle(())
+
     def drain(self) -> None:
         """Wait for all units being fetched and drop them; fetches that fail are ignored."""
         for held in self._held:

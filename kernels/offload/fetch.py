@@ -6,7 +6,7 @@ the buffer in turn.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from functools import partial
@@ -27,11 +27,15 @@ READ_THREADS = 4 if (os.cpu_count() or 1) < 8 else 8
 class WeightFetch:
     """Base of the fetches of weights, which do not change: nothing has to be saved."""
 
-    timeline: Timeline = OFF
-
-    def __init__(self, units: Sequence[Unit], device: torch.device) -> None:
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        device: torch.device,
+        timeline: Callable[[], Timeline],
+    ) -> None:
         self._units = units
         self._stream = Stream(device, new=True)
+        self._timeline = timeline
 
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
         return computed
@@ -39,17 +43,21 @@ class WeightFetch:
     def _span(self, unit: Unit) -> AbstractContextManager[None]:
         layer = unit.name.removeprefix("layers.")
         if layer == unit.name:
-            return self.timeline.span("copy", unit.name)
-        return self.timeline.span("copy", "layer", int(layer))
+            return self._timeline().span("copy", unit.name)
+        return self._timeline().span("copy", "layer", int(layer))
 
 
 class PinnedFetch(WeightFetch):
     """Copies each unit from page-locked memory to a GPU."""
 
     def __init__(
-        self, store: HostStore, units: Sequence[Unit], device: torch.device
+        self,
+        store: HostStore,
+        units: Sequence[Unit],
+        device: torch.device,
+        timeline: Callable[[], Timeline],
     ) -> None:
-        super().__init__(units, device)
+        super().__init__(units, device, timeline)
         self._store = store
 
     def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
@@ -65,9 +73,13 @@ class BlockFetch(WeightFetch):
     """Reads the blocks of a unit by several threads."""
 
     def __init__(
-        self, store: Store, units: Sequence[Unit], device: torch.device
+        self,
+        store: Store,
+        units: Sequence[Unit],
+        device: torch.device,
+        timeline: Callable[[], Timeline],
     ) -> None:
-        super().__init__(units, device)
+        super().__init__(units, device, timeline)
         self._store = store
         # A thread without a device makes a context on the first GPU, whichever is this rank's.
         on_gpu = device.type == "cuda"
@@ -124,9 +136,12 @@ class BlockFetch(WeightFetch):
 
 
 def fetch_for(
-    store: Store, units: Sequence[Unit], device: torch.device
+    store: Store,
+    units: Sequence[Unit],
+    device: torch.device,
+    timeline: Callable[[], Timeline] = lambda: OFF,
 ) -> PinnedFetch | BlockFetch:
     """Return the fastest way from a store to a device."""
     if isinstance(store, HostStore) and device.type == "cuda":
-        return PinnedFetch(store, units, device)
-    return BlockFetch(store, units, device)
+        return PinnedFetch(store, units, device, timeline)
+    return BlockFetch(store, units, device, timeline)

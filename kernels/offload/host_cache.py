@@ -7,7 +7,7 @@ Shapes, in names: B rows, N KV heads, S slots, H head width.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -26,10 +26,12 @@ LAYERS_ON_DEVICE = 2
 class HostKVCache(KVCache):
     """A KV cache whose layers are on the device only while they compute."""
 
-    def __init__(self, *, layers: Iterable[int], **parts: Any) -> None:
+    def __init__(
+        self, *, layers: Iterable[int], timeline: Callable[[], Timeline], **parts: Any
+    ) -> None:
         super().__init__(layers=(), **parts)
         size = (self.rows, parts["kv_heads"], self.slots, parts["head_dim"])
-        self._host = HostCache([*layers], size, parts["dtype"], self.device)
+        self._host = HostCache([*layers], size, parts["dtype"], self.device, timeline)
         # Page-locked memory must be unlocked before it is freed.
         weakref.finalize(self, self._host.close)
 
@@ -43,15 +45,9 @@ class HostKVCache(KVCache):
             finally:
                 del self.kv[layer]
 
-    def watch(self, timeline: Timeline) -> None:
-        """Record copies on this timeline from now on."""
-        self._host.timeline = timeline
-
 
 class HostCache:
     """The keys and values of all layers in host memory, and a ring of buffers for them."""
-
-    timeline: Timeline = OFF
 
     def __init__(
         self,
@@ -59,11 +55,13 @@ class HostCache:
         size: tuple[int, int, int, int],
         dtype: torch.dtype,
         device: torch.device,
+        timeline: Callable[[], Timeline] = lambda: OFF,
     ) -> None:
         """Make an empty cache of `size` (B, N, S, H) for these layers, in order of use."""
         self._layers = list(layers)
         self._size = (2, *size)
         self._dtype = dtype
+        self._timeline = timeline
         num_bytes = torch.Size(self._size).numel() * dtype.itemsize
         # Fresh pages hold zeros: a weight of zero times a NaN left in memory would be a NaN.
         self._flat = [page_aligned(num_bytes) for _ in layers]
@@ -96,7 +94,7 @@ class HostCache:
         return self._saving.copy(self._flat[unit], buffer, computed, span)
 
     def _span(self, name: str, unit: int) -> AbstractContextManager[None]:
-        return self.timeline.span("copy", name, self._layers[unit])
+        return self._timeline().span("copy", name, self._layers[unit])
 
     def close(self) -> None:
         """Wait for the copies under way, and free the memory."""

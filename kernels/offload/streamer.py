@@ -1,7 +1,7 @@
 """The weights of one rank: some stay on the device, the others are streamed there in turn."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from kernels.offload.buffer_ring import BufferRing, Stream
 from kernels.offload.fetch import fetch_for
 from kernels.offload.plan import HEAD, OffloadPlan, Unit
 from kernels.offload.store import Store, device_memory, fill, views
-from kernels.timeline import OFF, Timeline
+from kernels.timeline import Timeline
 from kernels.weights import Weights
 from kernels.world import Group
 
@@ -25,24 +25,28 @@ class Streamer:
     def __init__(
         self,
         units: Sequence[Unit],
-        plan: OffloadPlan,
         store: Store,
         weights: Weights,
         dtype: torch.dtype,
         device: torch.device,
-        on_unit: OnUnit,
+        timeline: Callable[[], Timeline],
     ) -> None:
         self.units = list(units)
         self._store = store
         self._weights = weights
         self._dtype = dtype
         self._device = device
-        self._timeline: Timeline = OFF
+        self._timeline = timeline
         self._resident: dict[str, Tensor] = {}
         self._stored: set[str] = set()
-        self._start(plan, on_unit)
+        self._running = ExitStack()
 
-    def _start(self, plan: OffloadPlan, on_unit: OnUnit) -> None:
+    def use(self, plan: OffloadPlan, on_unit: OnUnit = lambda unit: None) -> None:
+        """Keep units resident as planned from now on, and begin to fetch the others.
+
+        What is not where it should be is read from the checkpoint.
+        """
+        self._running.close()
         self.plan = plan
         is_resident = dict(zip(self.units, plan.is_resident, strict=True))
         # Freed before others are loaded: the device may hold no more than one plan at a time.
@@ -54,14 +58,15 @@ class Streamer:
             on_unit(unit)
         streamed = [unit for unit in self.units if not is_resident[unit]]
         self._turns = {unit.name: turn for turn, unit in enumerate(streamed)}
-        self._fetch = fetch_for(self._store, streamed, self._device)
-        self._fetch.timeline = self._timeline
+        fetch = fetch_for(self._store, streamed, self._device, self._timeline)
+        self._running.callback(fetch.close)
         self._ring = BufferRing(
             [unit.num_bytes for unit in streamed],
             [device_memory(plan.buffer_bytes, self._device) for _ in range(plan.depth)],
-            self._fetch,
+            fetch,
             Stream(self._device),
         )
+        self._running.callback(self._ring.close)
         self._ring.start()
 
     def _load(self, unit: Unit, is_resident: bool) -> None:
@@ -88,27 +93,13 @@ class Streamer:
     def wait(self, name: str) -> None:
         """Make work issued from now on run after the arrival of this unit, the next in turn."""
         if name not in self._resident:
-            with self._timeline.span("communication", "weights"):
+            with self._timeline().span("communication", "weights"):
                 self._ring.wait(self._turns[name])
-
-    def watch(self, timeline: Timeline) -> None:
-        """Record copies on this timeline from now on."""
-        self._timeline = self._fetch.timeline = timeline
-
-    def change(self, plan: OffloadPlan) -> None:
-        """Keep other units resident from now on; what moves is read from the checkpoint again."""
-        self._stop()
-        self._start(plan, lambda _unit: None)
 
     def close(self) -> None:
         """Free all memory; the store is the caller's."""
-        self._stop()
+        self._running.close()
         self._resident.clear()
-
-    def _stop(self) -> None:
-        self._ring.drain()
-        self._fetch.close()
-        del self._ring
 
 
 class LentHead(nn.Linear):

@@ -342,7 +342,7 @@ def test_another_plan_gives_the_same_bits(source: str) -> None:
     before = offloads.logits(batch_of(4))
     sizes = [unit.num_bytes for unit in offloads.streamer.units]
     for resident in (0.5, 0.3, 0.0, 0.4, 1.0):
-        offloads.streamer.change(plan_offload(sizes, resident, None))
+        offloads.streamer.use(plan_offload(sizes, resident, None))
         assert torch.equal(before, offloads.logits(batch_of(4)))
     offloads.close()
 
