@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +30,16 @@ class WeightFetch:
 
     def __init__(
         self,
+        store: Store,
         units: Sequence[Unit],
         device: torch.device,
         timeline: Callable[[], Timeline],
     ) -> None:
+        self._store = store
         self._units = units
-        self._stream = Stream(device, new=True)
+        self._device = device
         self._timeline = timeline
+        self._stream = Stream(device, new=True)
 
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
         return computed
@@ -50,20 +54,11 @@ class WeightFetch:
 class PinnedFetch(WeightFetch):
     """Copies each unit from page-locked memory to a GPU."""
 
-    def __init__(
-        self,
-        store: HostStore,
-        units: Sequence[Unit],
-        device: torch.device,
-        timeline: Callable[[], Timeline],
-    ) -> None:
-        super().__init__(units, device, timeline)
-        self._store = store
-
     def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
-        source = self._store.flat(self._units[unit])
-        span = self._span(self._units[unit])
-        return issued(self._stream.copy(buffer, source, after, span))
+        self._stream.wait(after)
+        with self._stream.current(), self._span(self._units[unit]):
+            self._store.read_block(self._units[unit], 0, buffer)
+        return issued(self._stream.record())
 
     def close(self) -> None:
         self._stream.synchronize()  # the source of the copies is freed next
@@ -72,15 +67,9 @@ class PinnedFetch(WeightFetch):
 class BlockFetch(WeightFetch):
     """Reads the blocks of a unit by several threads."""
 
-    def __init__(
-        self,
-        store: Store,
-        units: Sequence[Unit],
-        device: torch.device,
-        timeline: Callable[[], Timeline],
-    ) -> None:
-        super().__init__(units, device, timeline)
-        self._store = store
+    def __init__(self, *common: Any) -> None:
+        super().__init__(*common)
+        device = self._device
         # A thread without a device makes a context on the first GPU, whichever is this rank's.
         on_gpu = device.type == "cuda"
         setup = partial(torch.cuda.set_device, device) if on_gpu else None
@@ -90,7 +79,7 @@ class BlockFetch(WeightFetch):
         # read into while the other is copied to the GPU.
         self._staging: SimpleQueue[tuple[Tensor, Event]] = SimpleQueue()
         for _ in range(2 * READ_THREADS if on_gpu else 0):
-            block = page_aligned(store.block_bytes)
+            block = page_aligned(self._store.block_bytes)
             pin(block)
             self._staging.put((block, None))
         self._read = self._to_gpu if on_gpu else self._to_cpu
@@ -142,6 +131,6 @@ def fetch_for(
     timeline: Callable[[], Timeline] = lambda: OFF,
 ) -> PinnedFetch | BlockFetch:
     """Return the fastest way from a store to a device."""
-    if isinstance(store, HostStore) and device.type == "cuda":
-        return PinnedFetch(store, units, device, timeline)
-    return BlockFetch(store, units, device, timeline)
+    in_memory = isinstance(store, HostStore)
+    fetch = PinnedFetch if in_memory and device.type == "cuda" else BlockFetch
+    return fetch(store, units, device, timeline)

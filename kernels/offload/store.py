@@ -125,7 +125,10 @@ class Store(Protocol):
         """Read a unit from the checkpoint and keep it."""
 
     def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
-        """Fill `target`, flat uint8 on the CPU, with the unit's bytes from `start` on."""
+        """Fill `target`, flat uint8, with the unit's bytes from `start` on.
+
+        On a GPU, which only page-locked memory can fill, the current stream does so later.
+        """
 
     def rows(self, unit: Unit, rows: Sequence[int]) -> Tensor:
         """Return some rows of a unit that is one matrix, as uint8 [rows, bytes of a row]."""
@@ -146,10 +149,6 @@ class HostStore:
     def how(self) -> str:
         return "pinned host memory" if self._pinned else "host memory"
 
-    def flat(self, unit: Unit) -> Tensor:
-        """Return the unit's buffer."""
-        return self._flat[unit.name]
-
     def put(self, unit: Unit, weights: Weights, dtype: torch.dtype) -> None:
         flat = page_aligned(unit.num_bytes)
         if self._pinned:
@@ -158,7 +157,8 @@ class HostStore:
         fill(unit, flat, weights, dtype)
 
     def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
-        target.copy_(self._flat[unit.name][start : start + len(target)])
+        source = self._flat[unit.name][start : start + len(target)]
+        target.copy_(source, non_blocking=True)
 
     def rows(self, unit: Unit, rows: Sequence[int]) -> Tensor:
         [matrix] = unit.tensors
