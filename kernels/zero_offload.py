@@ -98,7 +98,7 @@ class OffloadEngine(SequentialEngine):
     def _new_store(self) -> Store:
         if self.options.source == "disk":
             return FileStore(Path(tempfile.gettempdir()))
-        return HostStore(pinned=self.device.type == "cuda")
+        return HostStore(self.device)
 
     def _keep_norm(self, weights: Weights) -> None:
         assert self.model.norm is not None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.offload.buffer_ring import Arrival, Event, Stream, issued
 from kernels.offload.plan import MAX_DEPTH, Unit
-from kernels.offload.store import HostStore, Store, page_aligned, pin, unpin
+from kernels.offload.store import HostMemory, HostStore, Store
 from kernels.timeline import OFF, Timeline
 
 READ_THREADS = 4 if (os.cpu_count() or 1) < 8 else 8
@@ -78,10 +78,9 @@ class BlockFetch(WeightFetch):
         # Page-locked blocks, each with the event of the last copy out of it. Two a thread: one is
         # read into while the other is copied to the GPU.
         self._staging: SimpleQueue[tuple[Tensor, Event]] = SimpleQueue()
+        self._memory = HostMemory(device)
         for _ in range(2 * READ_THREADS if on_gpu else 0):
-            block = page_aligned(self._store.block_bytes)
-            pin(block)
-            self._staging.put((block, None))
+            self._staging.put((self._memory.allocate(self._store.block_bytes), None))
         self._read = self._to_gpu if on_gpu else self._to_cpu
 
     def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
@@ -120,8 +119,7 @@ class BlockFetch(WeightFetch):
         self._unit_threads.shutdown(cancel_futures=True)
         self._read_threads.shutdown()
         self._stream.synchronize()
-        while not self._staging.empty():
-            unpin(self._staging.get()[0])
+        self._memory.free()
 
 
 def fetch_for(

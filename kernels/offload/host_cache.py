@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.cache import KVCache
 from kernels.offload.buffer_ring import Arrival, BufferRing, Event, Stream, issued
-from kernels.offload.store import device_memory, page_aligned, pin, unpin
+from kernels.offload.store import HostMemory, device_memory
 from kernels.timeline import OFF, Timeline
 
 LAYERS_ON_DEVICE = 2
@@ -63,12 +63,9 @@ class HostCache:
         self._dtype = dtype
         self._timeline = timeline
         num_bytes = torch.Size(self._size).numel() * dtype.itemsize
+        self._memory = HostMemory(device)
         # Fresh pages hold zeros: a weight of zero times a NaN left in memory would be a NaN.
-        self._flat = [page_aligned(num_bytes) for _ in layers]
-        self._is_pinned = device.type == "cuda"
-        if self._is_pinned:
-            for flat in self._flat:
-                pin(flat)
+        self._flat = [self._memory.allocate(num_bytes) for _ in layers]
         # Two streams, so that one layer is saved while the next is fetched.
         self._fetching = Stream(device, new=True)
         self._saving = Stream(device, new=True)
@@ -101,7 +98,5 @@ class HostCache:
         self._ring.drain()
         self._fetching.synchronize()
         self._saving.synchronize()
-        if self._is_pinned:
-            for flat in self._flat:
-                unpin(flat)
         self._flat.clear()
+        self._memory.free()

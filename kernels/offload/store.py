@@ -94,22 +94,38 @@ def memory_of(flat: Tensor) -> memoryview:
     return memoryview(flat.numpy())  # type: ignore[arg-type]  # 3.12 knows it is a buffer
 
 
-def pin(flat: Tensor) -> None:
-    """Lock host memory in place, so that a GPU can copy from it while the host goes on.
+class HostMemory:
+    """Flat host memory, page-locked where a GPU copies to and from it while the host goes on."""
 
-    Registered, not allocated by torch: torch's pinned allocator rounds up to powers of two.
-    """
-    error = torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), flat.nbytes, 0)
-    if int(error):
-        raise MemoryError(
-            f"{flat.nbytes} bytes of host memory cannot be pinned (CUDA error {int(error)}): "
-            f"give the job more memory, see `ulimit -l`, or take source: disk"
-        )
+    def __init__(self, device: torch.device) -> None:
+        self._is_locked = device.type == "cuda"
+        self._flat: list[Tensor] = []
 
+    def allocate(self, num_bytes: int) -> Tensor:
+        """Allocate flat uint8 memory of zeros that begins on a page.
 
-def unpin(flat: Tensor) -> None:
-    """Undo `pin`; nothing may be copying from the memory any more."""
-    torch.cuda.cudart().cudaHostUnregister(flat.data_ptr())
+        Raises:
+            MemoryError: it cannot be locked.
+        """
+        flat = page_aligned(num_bytes)
+        if self._is_locked:
+            # Registered, not allocated by torch: torch's allocator rounds up to powers of two.
+            runtime = torch.cuda.cudart()
+            error = int(runtime.cudaHostRegister(flat.data_ptr(), flat.nbytes, 0))
+            if error:
+                raise MemoryError(
+                    f"{num_bytes} bytes of host memory cannot be pinned (CUDA error {error}): "
+                    f"give the job more memory, see `ulimit -l`, or take source: disk"
+                )
+        self._flat.append(flat)
+        return flat
+
+    def free(self) -> None:
+        """Free all of it; nothing may be copying any more."""
+        for flat in self._flat:
+            if self._is_locked:
+                torch.cuda.cudart().cudaHostUnregister(flat.data_ptr())
+        self._flat.clear()
 
 
 class Store(Protocol):
@@ -142,19 +158,17 @@ class HostStore:
 
     block_bytes = BLOCK_BYTES
 
-    def __init__(self, *, pinned: bool) -> None:
-        self._pinned = pinned
+    def __init__(self, device: torch.device) -> None:
+        self._memory = HostMemory(device)
+        self._is_pinned = device.type == "cuda"
         self._flat: dict[str, Tensor] = {}
 
     def how(self) -> str:
-        return "pinned host memory" if self._pinned else "host memory"
+        return "pinned host memory" if self._is_pinned else "host memory"
 
     def put(self, unit: Unit, weights: Weights, dtype: torch.dtype) -> None:
-        flat = page_aligned(unit.num_bytes)
-        if self._pinned:
-            pin(flat)
-        self._flat[unit.name] = flat
-        fill(unit, flat, weights, dtype)
+        self._flat[unit.name] = self._memory.allocate(unit.num_bytes)
+        fill(unit, self._flat[unit.name], weights, dtype)
 
     def read_block(self, unit: Unit, start: int, target: Tensor) -> None:
         source = self._flat[unit.name][start : start + len(target)]
@@ -166,7 +180,5 @@ class HostStore:
         return flat.view(matrix.dims[0], -1)[list(rows)]
 
     def close(self) -> None:
-        if self._pinned:
-            for flat in self._flat.values():
-                unpin(flat)
         self._flat.clear()
+        self._memory.free()

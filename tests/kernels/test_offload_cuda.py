@@ -62,7 +62,7 @@ def wrong_tensors(fetch: PinnedFetch | BlockFetch, depth: int, cuda: Cuda) -> li
 def test_from_page_locked_memory_every_weight_is_there_in_time(
     depth: int, cuda: Cuda
 ) -> None:
-    store = HostStore(pinned=True)
+    store = HostStore(GPU)
     for unit in UNITS:
         store.put(unit, WEIGHTS, torch.float32)
     assert wrong_tensors(fetch_for(store, UNITS, GPU), depth, cuda) == []
@@ -90,7 +90,7 @@ def test_from_files_over_staging_blocks_too(
 def test_the_measure_notices_a_copy_that_does_not_wait(
     cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = HostStore(pinned=True)
+    store = HostStore(GPU)
     for unit in UNITS:
         store.put(unit, WEIGHTS, torch.float32)
     fetch = fetch_for(store, UNITS, GPU)

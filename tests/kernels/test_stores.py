@@ -66,7 +66,7 @@ def test_what_was_put_in_comes_out(
 ) -> None:
     monkeypatch.setattr(stores, "CHUNK_BYTES", 700)
     store = (
-        HostStore(pinned=False)
+        HostStore(CPU)
         if where == "host"
         else FileStore(tmp_path, direct=where == "files", block_bytes=PAGE_BYTES)
     )
@@ -93,7 +93,7 @@ def test_weights_are_stored_in_the_dtype_of_the_run(store: FileStore) -> None:
 
 @pytest.mark.parametrize("where", ["host", "files"])
 def test_single_rows_can_be_had(where: str, tmp_path: Path) -> None:
-    store = HostStore(pinned=False) if where == "host" else FileStore(tmp_path)
+    store = HostStore(CPU) if where == "host" else FileStore(tmp_path)
     unit = units()["tok_embeddings"]
     store.put(unit, WEIGHTS, torch.float32)
     rows = store.rows(unit, [130, 0, 7, 7])
