@@ -61,7 +61,7 @@ class Stream:
 
         Host memory must be page-locked, or the host waits for the copy.
         """
-        self.wait(after)
+        self.wait(after)  # before the span, which shows the copy alone
         with self.current(), span:
             target.copy_(source, non_blocking=True)
         return self.record()
@@ -163,6 +163,7 @@ class BufferRing:
             self._next = unit
             self.start()
         try:
+            # The host waits until the copy is issued, the device until it has ended.
             self._compute.wait(self._held[0].arrival.result())
         except BaseException:
             self.drain()
@@ -179,5 +180,6 @@ class BufferRing:
             with suppress(Exception):
                 self._compute.wait(held.arrival.result())
         if self._held:
+            # Copies into the buffers have been issued since: the next ones come after them.
             self._free = self._compute.record()
         self._held.clear()

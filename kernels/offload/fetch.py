@@ -73,6 +73,7 @@ class BlockFetch(WeightFetch):
         # A thread without a device makes a context on the first GPU, whichever is this rank's.
         on_gpu = device.type == "cuda"
         setup = partial(torch.cuda.set_device, device) if on_gpu else None
+        # A unit's thread hands its blocks to the readers and waits for them, so it is no reader.
         self._unit_threads = ThreadPoolExecutor(MAX_DEPTH, "offload-unit", setup)
         self._read_threads = ThreadPoolExecutor(READ_THREADS, "offload-read", setup)
         # Page-locked blocks, each with the event of the last copy out of it. Two a thread: one is
@@ -99,6 +100,7 @@ class BlockFetch(WeightFetch):
             wait(blocks)
             for block in blocks:
                 block.result()
+        # All blocks are copied on one stream: its next event is after every one of them.
         return self._stream.record()
 
     def _to_cpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:

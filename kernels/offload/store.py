@@ -1,7 +1,7 @@
-"""Where streamed weights wait: one flat, aligned buffer per unit, here in host memory.
+"""Where streamed weights wait: each unit flat, here in host memory (`file_store`: in a file).
 
-A buffer is filled tensor by tensor and at most `CHUNK_BYTES` at a time, so that filling it takes
-little memory beside the buffer. Files: `kernels.offload.file_store`.
+A unit is read from the checkpoint tensor by tensor and at most `CHUNK_BYTES` at a time, so that
+loading takes little memory beside the unit.
 """
 
 import mmap
@@ -16,6 +16,7 @@ from kernels.offload.plan import PackedTensor, Unit
 from kernels.weights import Weights, WeightsError
 
 CHUNK_BYTES = 32 * 2**20
+"""What is read from the checkpoint at a time."""
 BLOCK_BYTES = 8 * 2**20
 """What one thread reads at a time: large enough for any disk's full rate."""
 
