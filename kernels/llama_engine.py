@@ -8,7 +8,7 @@ Shapes, in names: B rows, T tokens, D model width, N new tokens, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from kernels.world import World
 class LlamaEngine(ABC):
     """This rank's part of our model. All ranks call the same methods in the same order."""
 
-    cache_type: type[KVCache] = KVCache
+    cache_type: Callable[..., KVCache] = KVCache
     """What `new_cache` makes."""
     weights_wait: str | None = None
     """Where streamed weights wait, and how they are read."""

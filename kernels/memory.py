@@ -1,4 +1,7 @@
-"""How much memory this process has taken, as the kernel counts it. Linux; torch-free."""
+"""What Linux tells of memory: this process's, the machine's, and which folders are memory.
+
+Without torch.
+"""
 
 import ctypes
 import os
@@ -59,8 +62,18 @@ def forget_mapped_files(at_least_bytes: int = 2**20) -> None:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGEOUT)
 
 
-def trim() -> None:
-    """Ask the allocator to return unused memory."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+def file_system(folder: Path) -> str:
+    """Return the type of the file system that holds a folder, as the kernel names it."""
+    best, kind = -1, "unknown"
+    real = str(folder.resolve())
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return kind
+    for line in mounts:
+        _, point, name, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= best:
+            best, kind = len(point), name
+    return kind

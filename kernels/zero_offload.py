@@ -1,27 +1,30 @@
 """ZeRO offload (ZeRO-Inference): weights wait in host memory or files and are streamed by layer.
 
-The layers and the output matrix pass through a ring of slots on the device while the layer
-before computes. While a layer computes its parameters are views of its slot; at other times
-they are on the meta device, where any use fails. The final norm stays, and of the embedding
-only the batch's rows are fetched. With a tensor degree each rank streams its own shards only.
+The layers and the output matrix pass through a ring of buffers on the device, each copied while
+the layers before it compute. A layer's parameters are on the meta device, where any use fails,
+but for the time of its call. The final norm stays, and of the embedding only the batch's rows
+are fetched. With a tensor degree each rank streams its own shards only.
 
 A memory budget counts all that the device holds: weights, cache, activations; on a CPU, the
 whole process. What exceeds it in a generation is an error, not a note.
 """
 
+import tempfile
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from kernels.cache import KVCache, Step, slots_for
+from kernels.cache import Step, slots_for
 from kernels.engine import OnToken, ignore
 from kernels.generate import Batch, Generation
 from kernels.llama_engine import SequentialEngine
-from kernels.offload.device_budget import DeviceBudget
-from kernels.offload.host_cache import SLOTS, HostKVCache
-from kernels.offload.layer_store import Store
-from kernels.offload.modules import GatheredEmbedding, LentLinear, lent
+from kernels.offload.budget import DeviceBudget
+from kernels.offload.file_store import FileStore
+from kernels.offload.host_cache import LAYERS_ON_DEVICE, HostKVCache
 from kernels.offload.plan import (
     EMBEDDING,
     HEAD,
@@ -32,8 +35,8 @@ from kernels.offload.plan import (
     units_of,
     working_bytes,
 )
-from kernels.offload.stream import Streamer, how_stored, new_store
-from kernels.timeline import Timeline
+from kernels.offload.store import HostStore, Store
+from kernels.offload.streamer import GatheredEmbedding, LentHead, OnUnit, Streamer
 from kernels.weights import Progress, Weights
 
 
@@ -46,62 +49,66 @@ class OffloadEngine(SequentialEngine):
         super().__init__(**parts)
         assert self.strategy.zero_offload is not None
         self.options = self.strategy.zero_offload
-        self._cleanup = ExitStack()
         if self.options.kv == "host":
-            self.cache_type = HostKVCache
+            self.cache_type = partial(HostKVCache, timeline=lambda: self.timeline)
         units = units_of(self.placement, self.shape, str(self.dtype).split(".")[1])
         self._weight_bytes = _parameter_bytes(units)
+        self._cleanup = ExitStack()
         with self._cleanup:
-            self._load(units, weights, progress)
-            # Kept for close(); after an error above, everything is given back right here.
+            self._load(units, weights, _reporter(units, progress))
+            # Kept for close(); after an error above, everything is freed right here.
             self._cleanup = self._cleanup.pop_all()
 
-    def _load(
-        self, units: dict[str, Unit], weights: Weights, progress: Progress | None
-    ) -> None:
-        report = _Reporter(units, progress)
-        store = new_store(self.options.source, self.device, self._cleanup)
+    def _load(self, units: dict[str, Unit], weights: Weights, on_unit: OnUnit) -> None:
+        store = self._new_store()
+        self._cleanup.callback(store.close)
         if self.placement.is_last:
             self._keep_norm(weights)
-            report(units.pop(NORM))
+            on_unit(units.pop(NORM))
         if self.placement.is_first:
-            # For a tied head too: the head may come to stay on the device, out of the store.
             embedding = units.pop(EMBEDDING)
+            # For a tied head too: the head may be resident, and then the store does not have it.
             store.put(embedding, weights, self.dtype)
-            self._gather_embedding(embedding, store)
-            report(embedding)
-        self._sizes = [unit.num_bytes for unit in units.values()]
+            self.model.tok_embeddings = GatheredEmbedding(
+                embedding,
+                store=store,
+                vocab=self.placement.vocab,
+                shards=self.groups.shards,
+                dtype=self.dtype,
+            )
+            on_unit(embedding)
         self._budget = DeviceBudget(self.device, self.options, self.world.local_size)
-        self._budget.set_base()
-        plan = self._plan(working_bytes=0)
-        streamed = [*units.values()]
+        moving = [*units.values()]
+        plan = self._plan(moving, 0)
         self.streamer = Streamer(
-            streamed, plan, store, weights, self.dtype, self.device, report
+            moving,
+            store,
+            weights,
+            self.dtype,
+            self.device,
+            timeline=lambda: self.timeline,
         )
         self._cleanup.callback(self.streamer.close)
+        self.streamer.use(plan, on_unit)
         if self.model.output is not None:
-            self.model.output = LentLinear(self.model.output, self.streamer)
-        self.weights_wait = how_stored(store)
-        self._budget.begin()
+            self.model.output = LentHead(self.model.output, self.streamer)
+        self.weights_wait = store.how()
+        self._budget.watch_peak()
 
-    def _plan(self, working_bytes: int) -> OffloadPlan:
-        available = self._budget.available_bytes(working_bytes)
-        return plan_offload(self._sizes, self.options.resident, available)
+    def _new_store(self) -> Store:
+        if self.options.source == "disk":
+            return FileStore(Path(tempfile.gettempdir()))
+        return HostStore(self.device)
 
     def _keep_norm(self, weights: Weights) -> None:
         assert self.model.norm is not None
         value = weights.read(f"{NORM}.weight").to(self.device, self.dtype, copy=True)
         self.model.norm.weight = nn.Parameter(value, requires_grad=False)
 
-    def _gather_embedding(self, embedding: Unit, store: Store) -> None:
-        self.model.tok_embeddings = GatheredEmbedding(
-            embedding,
-            f"{EMBEDDING}.weight",
-            store=store,
-            vocab=self.placement.vocab,
-            shards=self.groups.shards,
-            dtype=self.dtype,
-        )
+    def _plan(self, units: list[Unit], batch_bytes: int) -> OffloadPlan:
+        sizes = [unit.num_bytes for unit in units]
+        available = self._budget.available_bytes(batch_bytes)
+        return plan_offload(sizes, self.options.resident, available)
 
     @property
     def weight_bytes(self) -> int:
@@ -114,32 +121,19 @@ class OffloadEngine(SequentialEngine):
         return self._budget.peak_bytes()
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """Hidden states [B, T, D] of ids, each layer's weights in place while it computes."""
         x_BTD = self.model.embed(x) if self.placement.is_first else x
         for index, layer in self.model.layers.items():
+            prefix = f"layers.{index}"
             with ExitStack() as stack:
                 if isinstance(step.cache, HostKVCache):
                     stack.enter_context(step.cache.lend(int(index)))
-                stack.enter_context(lent(layer, f"layers.{index}", self.streamer))
-                x_BTD = layer(x_BTD, step)
+                lent = stack.enter_context(self.streamer.lend(prefix))
+                own = {name.removeprefix(f"{prefix}."): lent[name] for name in lent}
+                x_BTD = functional_call(layer, own, (x_BTD, step), tie_weights=False)
         if self.placement.is_last:
             # Here, where it counts as waiting: the choice of ids is noted as computation.
             self.streamer.wait(HEAD)
         return x_BTD
-
-    def new_cache(self, rows: int, length: int) -> KVCache:
-        """A cache for this many rows of at most `length` tokens, prompt and new ones."""
-        cache = super().new_cache(rows, length)
-        if isinstance(cache, HostKVCache):
-            cache.watch(self.timeline)
-        return cache
-
-    def watch(self, timeline: Timeline) -> None:
-        """Tell this timeline from now on what is done, and copied, when."""
-        super().watch(timeline)
-        self.streamer.watch(timeline)
-        if self._state is not None and isinstance(self._state.cache, HostKVCache):
-            self._state.cache.watch(timeline)
 
     def generate(
         self, batch: Batch, generation: Generation, on_token: OnToken = ignore
@@ -156,56 +150,55 @@ class OffloadEngine(SequentialEngine):
         return ids_BN
 
     def logits(self, batch: Batch) -> Tensor:
-        """The logits [B, T, V] of whole prompts, on the CPU and the same on every rank."""
         self._state = None  # two caches at a time are in no plan
         self._make_room(batch, 0)
         return super().logits(batch)
 
     def _make_room(self, batch: Batch, new_tokens: int) -> None:
-        """Keep fewer layers resident, or fewer on their way, where the batch needs the memory."""
+        """Have fewer layers on the device where the batch needs the memory."""
+        needed = self._batch_bytes(batch, new_tokens)
+        available = self._budget.available_bytes(needed)
+        if available is not None and self.streamer.plan.device_bytes > available:
+            self.streamer.use(self._plan(self.streamer.units, needed))
+
+    def _batch_bytes(self, batch: Batch, new_tokens: int) -> int:
+        """Bytes that a batch takes beside the weights: activations, KV cache and logits."""
         rows, width = len(self._rows(batch)), self.dtype.itemsize
         working = working_bytes(self.placement, self.shape, rows, batch.length, width)
         slots = slots_for(batch.length + new_tokens)
-        per_layer = 2 * rows * slots * len(self.placement.kv_heads)
-        working += self._layers_cached() * per_layer * self.shape.head_dim * width
-        if new_tokens == 0:
-            working += 3 * rows * batch.length * self.shape.vocab_size * 4
-        available = self._budget.available_bytes(working)
-        if available is not None and self.streamer.plan.device_bytes > available:
-            self.streamer.change(self._plan(working))
-
-    def _layers_cached(self) -> int:
-        """Layers whose keys and values take the device's memory; a CPU's host memory is its own."""
-        if self.options.kv == "device":
-            return len(self.placement.layers)
-        on_host = self.device.type == "cpu"
-        return SLOTS + (len(self.placement.layers) if on_host else 0)
+        kv_width = 2 * len(self.placement.kv_heads) * self.shape.head_dim * width
+        layers = len(self.placement.layers)
+        if self.options.kv == "host":
+            # Where the device is the CPU, host memory is in its budget too.
+            layers = LAYERS_ON_DEVICE + (layers if self.device.type == "cpu" else 0)
+        cache = layers * rows * slots * kv_width
+        if new_tokens:
+            return working + cache
+        # All prompt tokens' logits: a shard's, the same in at least fp32, and all shards'.
+        logits = rows * batch.length * self.shape.vocab_size * max(4, width)
+        return working + cache + 3 * logits
 
     def close(self) -> None:
-        """Free the groups, memory and files; the engine is of no use afterwards."""
         self.synchronize()
         self._cleanup.close()
         super().close()
 
 
-class _Reporter:
-    """Tells how much is loaded, unit by unit."""
+def _reporter(units: dict[str, Unit], progress: Progress | None) -> OnUnit:
+    """Return what tells how much is loaded, unit by unit."""
+    total = sum(unit.num_bytes for unit in units.values())
+    done = 0
 
-    def __init__(self, units: dict[str, Unit], progress: Progress | None) -> None:
-        self._total = sum(unit.num_bytes for unit in units.values())
-        self._progress = progress
-        self._done = 0
+    def report(unit: Unit) -> None:
+        nonlocal done
+        done += unit.num_bytes
+        if progress is not None:
+            progress(done, total)
 
-    def __call__(self, unit: Unit) -> None:
-        self._done += unit.num_bytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+    return report
 
 
 def _parameter_bytes(units: dict[str, Unit]) -> int:
-    by_source = {
-        piece.source: piece.num_bytes
-        for unit in units.values()
-        for piece in unit.tensors
-    }
+    tensors = [tensor for unit in units.values() for tensor in unit.tensors]
+    by_source = {tensor.source: tensor.num_bytes for tensor in tensors}
     return sum(by_source.values())

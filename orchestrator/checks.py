@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kernels.offload.disk_reader import file_system
+from kernels.memory import file_system
 from orchestrator.checkout import checkout
 from orchestrator.clusters.cluster import Cluster
 from orchestrator.clusters.hardware import gpu_memories_bytes, host_memory_bytes

@@ -5,7 +5,7 @@ it must never be too high. Per rank:
 
     weights   the slices that the placement owns; zero-offload: what is resident, and one buffer
     cache     keys and values of every sequence in flight, prompt and new tokens
-    working   what a layer needs at most during the prefill (`offload_plan.working_bytes`), of
+    working   what a layer needs at most during the prefill (`offload.plan.working_bytes`), of
               one micro-batch, and `WORKSPACE_BYTES` for the matrix kernels
 
 and in main memory `PROCESS_BYTES` for each process with what it keeps there: weights that wait

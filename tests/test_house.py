@@ -16,7 +16,7 @@ PACKAGES = ("orchestrator", "kernels", "jobs")
 INTEGERS = {
     "kernels.shapes",
     "kernels.checkpoints.configs",
-    "kernels.offload.disk_reader",
+    "kernels.memory",
     "kernels.offload.plan",
     "kernels.placement",
     "kernels.strategies",

@@ -1,49 +1,86 @@
-"""A ring of buffers on the device that units of weights pass through, fetched ahead of their use.
+"""A ring of buffers on the device that units of weights pass through, fetched before their use.
 
-Two promises, both kept with events, so that neither the host nor the device waits needlessly:
-a unit is computed with only after it has arrived (copy → compute), and its buffer is overwritten
-only after the computation with it has ended (compute → copy).
-
-A `Fetch` brings the units, a `Queue` computes with them: the ring knows neither disks nor GPUs.
+Copies and computations run on streams of their own; events order them, so that neither the host
+nor the device waits needlessly. A unit is computed with only after its copy has ended, and its
+buffer is overwritten only after the computation with it has ended.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Protocol
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import cycle
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from kernels.offload.plan import free_start
+_UNRECORDED = nullcontext()
 
 
-class Event(Protocol):
-    """A point in a queue of work; `torch.cuda.Event` is one."""
-
-    def synchronize(self) -> None:
-        """Block the host until all work before this point is done."""
+Event = torch.cuda.Event | None
+"""A point in a stream of work; None for a CPU, which has done its work as soon as it is issued."""
 
 
-class Queue(Protocol):
-    """Computations of a device, which run in the order in which they are issued."""
+class Stream:
+    """A GPU's stream of work: a new one, or the current one, which computes. Or a CPU."""
+
+    def __init__(self, device: torch.device, *, new: bool = False) -> None:
+        self._device = device
+        is_own = new and device.type == "cuda"
+        self._own = torch.cuda.Stream(device) if is_own else None
+
+    def _cuda(self) -> torch.cuda.Stream:
+        return self._own or torch.cuda.current_stream(self._device)
+
+    def current(self) -> AbstractContextManager[object]:
+        """Make this the current stream, on which spans are recorded, within the block."""
+        return torch.cuda.stream(self._own) if self._own else nullcontext()
 
     def record(self) -> Event:
         """Return the point after all work issued so far."""
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record(self._cuda())
+        return event
 
     def wait(self, event: Event) -> None:
         """Make work issued from now on run after `event`."""
+        if event is not None:
+            self._cuda().wait_event(event)
 
+    def copy(
+        self,
+        target: Tensor,
+        source: Tensor,
+        after: Event,
+        span: AbstractContextManager[object] = _UNRECORDED,
+    ) -> Event:
+        """Issue a copy that runs after an event, within a span; return the event of its end.
 
-class Arrival(Protocol):
-    """A unit that is being fetched."""
-
-    def wait(self, queue: Queue) -> None:
-        """Make work that `queue` is given from now on run after the unit's arrival.
-
-        Raises:
-            Exception: whatever kept the unit from arriving.
+        Host memory must be page-locked, or the host waits for the copy.
         """
+        self.wait(after)  # before the span, which shows the copy alone
+        with self.current(), span:
+            target.copy_(source, non_blocking=True)
+        return self.record()
+
+    def synchronize(self) -> None:
+        """Block the host until all work is done, so that its memory can be freed."""
+        if self._device.type == "cuda":
+            self._cuda().synchronize()
+
+
+Arrival = Future[Event]
+"""A unit that is being fetched: done once its copy is issued, with the event of the copy's end."""
+
+
+def issued(event: Event) -> Arrival:
+    """Return the arrival of a unit whose copy is issued already."""
+    arrival: Arrival = Future()
+    arrival.set_result(event)
+    return arrival
 
 
 class Fetch(Protocol):
@@ -53,17 +90,16 @@ class Fetch(Protocol):
         """Begin to copy a unit into `buffer`, flat uint8 of its size, once `after` is reached."""
 
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
-        """Return when the buffer may be overwritten, given that its computation ends at `computed`.
+        """Return when a buffer may be overwritten whose computation ends at `computed`.
 
-        That is later only where something has to be saved first. Each such point implies the
+        That is later only where the buffer has to be saved first. Each such event implies the
         earlier ones.
         """
 
 
-@dataclass(kw_only=True)
-class _Held:
+class _Held(NamedTuple):
     unit: int
-    place: range
+    buffer: Tensor
     arrival: Arrival
 
 
@@ -73,42 +109,35 @@ class BufferRing:
     def __init__(
         self,
         sizes: Sequence[int],
-        memory: Tensor,
-        depth: int,
+        buffers: Sequence[Tensor],
         fetch: Fetch,
-        queue: Queue,
+        compute: Stream,
     ) -> None:
         """Make an empty ring; `start` begins to fill it.
 
         Args:
             sizes: bytes of each unit, in order of use.
-            memory: flat uint8 on the device, for all buffers.
-            depth: units in the ring at once, the one computed with included.
-            fetch: brings them.
-            queue: computes with them.
+            buffers: flat uint8 on the device, each large enough for any unit.
+            fetch: brings the units.
+            compute: the stream that computes with them.
         """
-        self._sizes = list(sizes)
-        self._memory = memory
-        self._depth = depth
+        self._sizes = sizes
+        self._depth = len(buffers)
+        self._buffers = cycle(buffers)
         self._fetch = fetch
-        self._queue = queue
+        self._compute = compute
         self._held: deque[_Held] = deque()
         self._next = 0
-        # Earlier owners of the memory may still compute; later points imply the earlier ones.
-        self._free = queue.record()
+        # Earlier owners of the memory may still compute; later events imply the earlier ones.
+        self._free = compute.record()
 
     def start(self) -> None:
-        """Fetch as many units as there is room for."""
-        while self._sizes and len(self._held) < self._depth:
-            size = self._sizes[self._next]
-            taken = [held.place for held in self._held]
-            start = free_start(size, taken, len(self._memory))
-            if start is None:
-                return
-            buffer = self._memory[start : start + size]
+        """Fetch as many units as there are free buffers."""
+        while len(self._held) < self._depth:
+            # Units leave in the order in which they came: the longest held buffer is free.
+            buffer = next(self._buffers)[: self._sizes[self._next]]
             arrival = self._fetch.start(self._next, buffer, self._free)
-            place = range(start, start + size)
-            self._held.append(_Held(unit=self._next, place=place, arrival=arrival))
+            self._held.append(_Held(self._next, buffer, arrival))
             self._next = (self._next + 1) % len(self._sizes)
 
     @contextmanager
@@ -117,40 +146,40 @@ class BufferRing:
 
         Out of turn, as after an error that ended a pass early, the ring starts over from this unit.
         """
-        held = self._arrived(unit)
-        buffer = self._memory[held.place.start : held.place.stop]
+        self.wait(unit)
+        buffer = self._held[0].buffer
         try:
             yield buffer
         finally:
-            computed = self._queue.record()
-            self._free = self._fetch.finish(held.unit, buffer, computed)
+            # The next copy into this buffer waits for what was issued within the block.
+            self._free = self._fetch.finish(unit, buffer, self._compute.record())
             self._held.popleft()
             self.start()
 
     def wait(self, unit: int) -> None:
         """Make work issued from now on run after the arrival of this unit, the next in turn."""
-        self._arrived(unit)
-
-    def _arrived(self, unit: int) -> _Held:
         if not self._held or self._held[0].unit != unit:
-            self._start_over(unit)
+            self.drain()
+            self._next = unit
+            self.start()
         try:
-            self._held[0].arrival.wait(self._queue)
+            # The host waits until the copy is issued, the device until it has ended.
+            self._compute.wait(self._held[0].arrival.result())
         except BaseException:
             self.drain()
             raise
-        return self._held[0]
 
-    def _start_over(self, unit: int) -> None:
+    def close(self) -> None:
+        """Wait for all units being fetched, and free the buffers."""
         self.drain()
-        self._next = unit
-        self.start()
+        self._buffers = cycle(())
 
     def drain(self) -> None:
         """Wait for all units being fetched and drop them; fetches that fail are ignored."""
         for held in self._held:
             with suppress(Exception):
-                held.arrival.wait(self._queue)
+                self._compute.wait(held.arrival.result())
         if self._held:
-            self._free = self._queue.record()
+            # Copies into the buffers have been issued since: the next ones come after them.
+            self._free = self._compute.record()
         self._held.clear()

@@ -1,228 +1,136 @@
-"""Copying units into buffers: from host memory or files, to a GPU or the CPU.
+"""Copying units of weights into buffers: from host memory or files, to a GPU or a CPU.
 
-From files to a GPU there are three stages: threads read blocks into page-locked staging memory,
-each issues the copies of its blocks on a stream of its own, and the computation waits for all of
-them. On a CPU the threads read straight into the buffer.
+From page-locked memory to a GPU a unit is one copy. Otherwise threads bring it block by block:
+straight into the buffer of a CPU; for a GPU into page-locked staging blocks, which are copied to
+the buffer in turn.
 """
 
 import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.offload.buffer_ring import Event, Queue
-from kernels.offload.device_queue import copy_on, pin, unpin, wait_on
-from kernels.offload.file_store import FileStore
-from kernels.offload.layer_store import HostStore, memory_of, page_aligned
-from kernels.offload.plan import Unit
+from kernels.offload.buffer_ring import Arrival, Event, Stream, issued
+from kernels.offload.plan import MAX_DEPTH, Unit
+from kernels.offload.store import HostMemory, HostStore, Store
 from kernels.timeline import OFF, Timeline
 
 READ_THREADS = 4 if (os.cpu_count() or 1) < 8 else 8
 """Blocks read at once. Four keep one NVMe disk busy; a RAID of several needs more."""
-_STAGING_BLOCKS = 2
-"""Per thread: one is read into while the other is copied to the GPU."""
 
 
-class Parts:
-    """The arrival of a unit in parts, each a future that ends once its copy is issued."""
+class WeightFetch:
+    """Base of the fetches of weights, which do not change: nothing has to be saved."""
 
-    def __init__(self, parts: Sequence["Future[Event | None]"]) -> None:
-        self._parts = parts
-
-    @classmethod
-    def issued(cls, event: Event | None) -> "Parts":
-        """Return the arrival of a unit in one part whose copy is issued already."""
-        part: Future[Event | None] = Future()
-        part.set_result(event)
-        return cls([part])
-
-    def wait(self, queue: Queue) -> None:
-        # For all of them, even if one failed: nothing may write to the buffer afterwards.
-        failed = [part.exception() for part in self._parts]
-        for error in failed:
-            if error is not None:
-                raise error
-        for part in self._parts:
-            event = part.result()
-            if event is not None:
-                queue.wait(event)
-
-
-class _Fetcher:
-    """Base of all fetches of weights: the units, and the timeline that records their copies."""
-
-    timeline: Timeline = OFF
-
-    def __init__(self, units: Sequence[Unit]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        units: Sequence[Unit],
+        device: torch.device,
+        timeline: Callable[[], Timeline],
+    ) -> None:
+        self._store = store
         self._units = units
+        self._device = device
+        self._timeline = timeline
+        self._stream = Stream(device, new=True)
 
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
-        return computed  # weights do not change: nothing has to be saved
+        return computed
 
     def _span(self, unit: Unit) -> AbstractContextManager[None]:
         layer = unit.name.removeprefix("layers.")
         if layer == unit.name:
-            return self.timeline.span("copy", unit.name)
-        return self.timeline.span("copy", "layer", int(layer))
+            return self._timeline().span("copy", unit.name)
+        return self._timeline().span("copy", "layer", int(layer))
 
 
-class HostToCpu(_Fetcher):
-    """Copies within host memory, by a thread: a CPU takes the device's place."""
+class PinnedFetch(WeightFetch):
+    """Copies each unit from page-locked memory to a GPU."""
 
-    def __init__(self, store: HostStore, units: Sequence[Unit]) -> None:
-        super().__init__(units)
-        self._store = store
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="offload-copy")
-
-    def start(self, unit: int, buffer: Tensor, after: Event) -> Parts:
-        return Parts([self._thread.submit(self._copy, unit, buffer, after)])
-
-    def _copy(self, unit: int, buffer: Tensor, after: Event) -> None:
-        after.synchronize()
-        with self._span(self._units[unit]):
-            buffer.copy_(self._store.flat(self._units[unit]))
-
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-
-class HostToCuda(_Fetcher):
-    """Copies from page-locked memory on a stream of its own, one copy per unit."""
-
-    def __init__(
-        self, store: HostStore, units: Sequence[Unit], device: torch.device
-    ) -> None:
-        super().__init__(units)
-        self._store = store
-        self._stream = torch.cuda.Stream(device)
-
-    def start(self, unit: int, buffer: Tensor, after: Event) -> Parts:
-        wait_on(self._stream, after)
-        source = self._store.flat(self._units[unit])
-        with torch.cuda.stream(self._stream), self._span(self._units[unit]):
-            event = copy_on(self._stream, buffer, source)
-        return Parts.issued(event)
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
+        self._stream.wait(after)
+        with self._stream.current(), self._span(self._units[unit]):
+            self._store.read_block(self._units[unit], 0, buffer)
+        return issued(self._stream.record())
 
     def close(self) -> None:
         self._stream.synchronize()  # the source of the copies is freed next
 
 
-class FromFiles(_Fetcher):
+class BlockFetch(WeightFetch):
     """Reads the blocks of a unit by several threads."""
 
-    def __init__(
-        self,
-        store: FileStore,
-        units: Sequence[Unit],
-        device: torch.device,
-        threads: int = READ_THREADS,
-    ) -> None:
-        super().__init__(units)
-        self._store = store
-        self._device = device
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="offload-read")
-        self._own = threading.local()
-        self._staging: list[_Staging] = []
+    def __init__(self, *common: Any) -> None:
+        super().__init__(*common)
+        device = self._device
+        # A thread without a device makes a context on the first GPU, whichever is this rank's.
+        on_gpu = device.type == "cuda"
+        setup = partial(torch.cuda.set_device, device) if on_gpu else None
+        # A unit's thread hands its blocks to the readers and waits for them, so it is no reader.
+        self._unit_threads = ThreadPoolExecutor(MAX_DEPTH, "offload-unit", setup)
+        self._read_threads = ThreadPoolExecutor(READ_THREADS, "offload-read", setup)
+        # Page-locked blocks, each with the event of the last copy out of it. Two a thread: one is
+        # read into while the other is copied to the GPU.
+        self._staging: SimpleQueue[tuple[Tensor, Event]] = SimpleQueue()
+        self._memory = HostMemory(device)
+        for _ in range(2 * READ_THREADS if on_gpu else 0):
+            self._staging.put((self._memory.allocate(self._store.block_bytes), None))
+        self._read = self._to_gpu if on_gpu else self._to_cpu
 
-    def start(self, unit: int, buffer: Tensor, after: Event) -> Parts:
-        into: Callable[[Unit, int, Tensor, Event], Event | None]
-        into = self._to_cuda if self._device.type == "cuda" else self._to_cpu
-        blocks = _blocks(buffer, self._store.block_bytes)
-        span = _SharedSpan(self._span(self._units[unit]), len(blocks))
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
+        return self._unit_threads.submit(self._fetch, self._units[unit], buffer, after)
 
-        def fetch(start: int, part: Tensor) -> Event | None:
-            with self._own_stream(), span:
-                return into(self._units[unit], start, part, after)
-
-        return Parts([self._threads.submit(fetch, *block) for block in blocks])
+    def _fetch(self, unit: Unit, buffer: Tensor, after: Event) -> Event:
+        size = self._store.block_bytes
+        with self._stream.current(), self._span(unit):
+            blocks = [
+                self._read_threads.submit(
+                    self._read, unit, start, buffer[start : start + size], after
+                )
+                for start in range(0, len(buffer), size)
+            ]
+            # For all of them, even if one fails: nothing may write to the buffer afterwards.
+            wait(blocks)
+            for block in blocks:
+                block.result()
+        # All blocks are copied on one stream: its next event is after every one of them.
+        return self._stream.record()
 
     def _to_cpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
-        after.synchronize()
-        self._store.read_block(unit, start, memory_of(part))
+        # At once: when a CPU gives a buffer back, its computation has ended.
+        self._store.read_block(unit, start, part)
 
-    def _to_cuda(self, unit: Unit, start: int, part: Tensor, after: Event) -> Event:
-        staging = self._own_staging()
-        block = staging.next_free()[: len(part)]
-        self._store.read_block(unit, start, memory_of(block))
-        wait_on(staging.stream, after)
-        return staging.copied(copy_on(staging.stream, part, block))
-
-    def _own_stream(self) -> AbstractContextManager[object]:
-        if self._device.type == "cuda":
-            return torch.cuda.stream(self._own_staging().stream)
-        return nullcontext()
-
-    def _own_staging(self) -> "_Staging":
-        if not hasattr(self._own, "staging"):
-            self._own.staging = _Staging(self._device, self._store.block_bytes)
-            self._staging.append(self._own.staging)
-        staging: _Staging = self._own.staging
-        return staging
+    def _to_gpu(self, unit: Unit, start: int, part: Tensor, after: Event) -> None:
+        block, event = self._staging.get()
+        try:
+            if event is not None:
+                event.synchronize()  # until what was in the block before has been copied
+            self._store.read_block(unit, start, block[: len(part)])
+            event = self._stream.copy(part, block[: len(part)], after)
+        finally:
+            self._staging.put((block, event))
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        for staging in self._staging:
-            staging.close()
+        self._unit_threads.shutdown(cancel_futures=True)
+        self._read_threads.shutdown()
+        self._stream.synchronize()
+        self._memory.free()
 
 
-def _blocks(buffer: Tensor, block_bytes: int) -> list[tuple[int, Tensor]]:
-    starts = range(0, len(buffer), block_bytes)
-    return [(start, buffer[start : start + block_bytes]) for start in starts]
-
-
-class _SharedSpan:
-    """A context that the first of several threads enters and the last one leaves."""
-
-    def __init__(self, context: AbstractContextManager[None], members: int) -> None:
-        self._context = context
-        self._is_entered = False
-        self._still_inside = members
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._is_entered:
-                self._context.__enter__()
-            self._is_entered = True
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._still_inside -= 1
-            if not self._still_inside:
-                self._context.__exit__(None, None, None)
-
-
-class _Staging:
-    """A reading thread's page-locked blocks and its copy stream."""
-
-    def __init__(self, device: torch.device, block_bytes: int) -> None:
-        torch.cuda.set_device(device)
-        self.stream = torch.cuda.Stream(device)
-        self._blocks = [page_aligned(block_bytes) for _ in range(_STAGING_BLOCKS)]
-        for block in self._blocks:
-            pin(block)
-        self._copied: list[Event | None] = [None] * _STAGING_BLOCKS
-        self._turn = 0
-
-    def next_free(self) -> Tensor:
-        """Return a block once nothing is copied from it any more."""
-        self._turn = (self._turn + 1) % _STAGING_BLOCKS
-        busy = self._copied[self._turn]
-        if busy is not None:
-            busy.synchronize()
-        return self._blocks[self._turn]
-
-    def copied(self, event: Event) -> Event:
-        """Remember when the copy from the block returned last ends, and return that event."""
-        self._copied[self._turn] = event
-        return event
-
-    def close(self) -> None:
-        self.stream.synchronize()
-        for block in self._blocks:
-            unpin(block)
-        self._blocks.clear()
+def fetch_for(
+    store: Store,
+    units: Sequence[Unit],
+    device: torch.device,
+    timeline: Callable[[], Timeline] = lambda: OFF,
+) -> PinnedFetch | BlockFetch:
+    """Return the fastest way from a store to a device."""
+    in_memory = isinstance(store, HostStore)
+    fetch = PinnedFetch if in_memory and device.type == "cuda" else BlockFetch
+    return fetch(store, units, device, timeline)

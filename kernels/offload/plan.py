@@ -7,23 +7,25 @@ rows of the batch's tokens are needed, and they are gathered on the host.
 Units pass through a ring of buffers in the order of use, for ever: after the head comes the first
 streamed layer, for the next token.
 
-    depth 3, equal units    buffer 0   layer 0   layer 3   head …
-                            buffer 1   layer 1   layer 4   layer 0 …    ← while layer 3 computes,
-                            buffer 2   layer 2   layer 5   layer 1 …      4 and 5 are fetched
+    depth 3    buffer 0   layer 0   layer 3   head …
+               buffer 1   layer 1   layer 4   layer 0 …    ← while layer 3 computes,
+               buffer 2   layer 2   layer 5   layer 1 …      4 and 5 are fetched
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
-from kernels.offload.disk_reader import ALIGNMENT, round_up
 from kernels.placement import Placement, Slice, owned_slices
 from kernels.shapes import DTYPE_BYTES, ModelShape, num_elements, tensors
 
-PAGE_BYTES = ALIGNMENT
-"""Units are padded to a multiple of it, for direct reads."""
+PAGE_BYTES = 4096
+"""Units are padded to a multiple of it, as are addresses and offsets, for direct reads of files."""
 TENSOR_ALIGNMENT = 256
 """A tensor begins at a multiple of it within its unit: matrix kernels are fastest so."""
+MAX_DEPTH = 3
+"""Buffers of a ring: one is computed with, one is waiting, one is copied to."""
 EMBEDDING, NORM, HEAD = "tok_embeddings", "norm", "output"
 """The units that are not layers."""
 
@@ -44,6 +46,11 @@ class PackedTensor:
     """Offset in the buffer, in bytes."""
     num_bytes: int
 
+    @property
+    def end(self) -> int:
+        """Offset of the first byte after it."""
+        return self.start + self.num_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
@@ -54,29 +61,35 @@ class Unit:
     num_bytes: int
     """A multiple of `PAGE_BYTES`."""
 
-    def tensor(self, name: str) -> PackedTensor:
-        """Return the tensor of this name."""
-        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+def round_up(num_bytes: int, multiple: int = PAGE_BYTES) -> int:
+    """Return the least multiple that is no less.
+
+    >>> round_up(4097)
+    8192
+    """
+    return -(-num_bytes // multiple) * multiple
 
 
 def units_of(placement: Placement, shape: ModelShape, dtype: str) -> dict[str, Unit]:
     """Return every unit of a rank by its name (`layers.3`), in order of use."""
-    dims = tensors(shape)
-    grouped: dict[str, list[tuple[str, Slice, tuple[int, ...]]]] = {}
+    whole, width = tensors(shape), DTYPE_BYTES[dtype]
+    packed: dict[str, list[PackedTensor]] = {}
     for name, part in owned_slices(placement, shape).items():
-        owned = local_dims(dims[part.source], part)
-        grouped.setdefault(_unit_name(name), []).append((name, part, owned))
+        unit = packed.setdefault(_unit_name(name), [])
+        dims = _local_dims(whole[part.source], part)
+        tensor = PackedTensor(
+            name=name,
+            source=part,
+            dims=dims,
+            start=round_up(unit[-1].end, TENSOR_ALIGNMENT) if unit else 0,
+            num_bytes=num_elements(dims) * width,
+        )
+        unit.append(tensor)
     return {
-        name: _packed(name, members, DTYPE_BYTES[dtype])
-        for name, members in grouped.items()
+        name: Unit(name=name, tensors=tuple(unit), num_bytes=round_up(unit[-1].end))
+        for name, unit in packed.items()
     }
-
-
-def local_dims(dims: tuple[int, ...], part: Slice) -> tuple[int, ...]:
-    """Return the shape of a slice of a tensor of shape `dims`."""
-    if part.owned is None:
-        return dims
-    return (*dims[: part.dim], len(part.owned), *dims[part.dim + 1 :])
 
 
 def _unit_name(parameter: str) -> str:
@@ -84,19 +97,10 @@ def _unit_name(parameter: str) -> str:
     return ".".join(words[:2]) if words[0] == "layers" else words[0]
 
 
-def _packed(
-    name: str, members: list[tuple[str, Slice, tuple[int, ...]]], width: int
-) -> Unit:
-    packed, end = [], 0
-    for member, part, dims in members:
-        start = round_up(end, TENSOR_ALIGNMENT)
-        end = start + num_elements(dims) * width
-        packed.append(
-            PackedTensor(
-                name=member, source=part, dims=dims, start=start, num_bytes=end - start
-            )
-        )
-    return Unit(name=name, tensors=tuple(packed), num_bytes=round_up(end, PAGE_BYTES))
+def _local_dims(dims: tuple[int, ...], part: Slice) -> tuple[int, ...]:
+    if part.owned is None:
+        return dims
+    return (*dims[: part.dim], len(part.owned), *dims[part.dim + 1 :])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +110,19 @@ class OffloadPlan:
     is_resident: tuple[bool, ...]
     """For each unit, in order of use."""
     resident_bytes: int
-    ring_bytes: int
+    buffer_bytes: int
+    """Of the largest streamed unit."""
     depth: int
-    """Streamed units on the device at once, those being fetched included; 0: none are streamed."""
+    """Buffers: streamed units on the device at once, those being fetched included."""
 
     @property
     def device_bytes(self) -> int:
         """Weights on the device, those being fetched included."""
-        return self.resident_bytes + self.ring_bytes
+        return self.resident_bytes + self.depth * self.buffer_bytes
 
 
 def plan_offload(
-    sizes: Sequence[int],
-    resident: float | Literal["auto"],
-    available_bytes: int | None,
+    sizes: Sequence[int], resident: float | Literal["auto"], available_bytes: int | None
 ) -> OffloadPlan:
     """Decide which units of these sizes stay on the device and which are streamed.
 
@@ -131,29 +134,25 @@ def plan_offload(
     Raises:
         OffloadError: they do not fit, even with a single buffer.
     """
-    if resident != "auto":
-        return _deepest(sizes, round(resident * len(sizes)), available_bytes)
-    for count in range(len(sizes), 0, -1):
-        fits = _plan(sizes, count, 2)
-        if available_bytes is None or fits.device_bytes <= available_bytes:
-            return _deepest(sizes, count, available_bytes)
-    return _deepest(sizes, 0, available_bytes)
-
-
-def _deepest(
-    sizes: Sequence[int], count: int, available_bytes: int | None
-) -> OffloadPlan:
-    if available_bytes is None:
-        return _plan(sizes, count, 3)
-    for depth in (3, 2, 1):
+    room = inf if available_bytes is None else available_bytes
+    if resident == "auto":
+        # Two buffers, so that what is streamed is fetched ahead, come before residents.
+        counts = range(len(sizes), 0, -1)
+        fits = (
+            count for count in counts if _plan(sizes, count, 2).device_bytes <= room
+        )
+        count = next(fits, 0)
+    else:
+        count = round(resident * len(sizes))
+    for depth in range(MAX_DEPTH, 0, -1):
         plan = _plan(sizes, count, depth)
-        if plan.device_bytes <= available_bytes:
+        if plan.device_bytes <= room:
             return plan
     raise OffloadError(
         f"the device must hold the resident weights, {plan.resident_bytes} bytes, and one "
-        f"buffer, {plan.ring_bytes} bytes; its memory budget leaves {max(available_bytes, 0)} "
+        f"buffer, {plan.buffer_bytes} bytes; its memory budget leaves {max(room, 0)} "
         f"beside the cache, activations and, on a CPU, the process; raise memory_budget_bytes by "
-        f"{plan.device_bytes - available_bytes} or keep less resident"
+        f"{plan.device_bytes - room} or keep less resident"
     )
 
 
@@ -163,7 +162,7 @@ def _plan(sizes: Sequence[int], count: int, depth: int) -> OffloadPlan:
     return OffloadPlan(
         is_resident=tuple(index in stays for index in range(len(sizes))),
         resident_bytes=sum(sizes[index] for index in stays),
-        ring_bytes=ring_bytes(streamed, depth),
+        buffer_bytes=max(streamed, default=0),
         depth=depth if streamed else 0,
     )
 
@@ -181,43 +180,6 @@ def evenly(count: int, chosen: int) -> frozenset[int]:
         for index in range(count)
         if (index + 1) * chosen // count > index * chosen // count
     )
-
-
-def ring_bytes(sizes: Sequence[int], depth: int) -> int:
-    """Return the memory of a ring through which units of these sizes pass, over and over.
-
-    At depth 2 the next unit can always arrive while one computes. At depth 3 one more can, wherever
-    in the ring the one that computes is.
-
-    >>> ring_bytes([4, 4, 4], 2), ring_bytes([4, 4, 4], 3), ring_bytes([4, 4, 6], 2)
-    (8, 12, 10)
-    """
-    if not sizes:
-        return 0
-    if depth == 1:
-        return max(sizes)
-    pairs = list(zip(sizes, [*sizes[1:], sizes[0]], strict=True))
-    if depth == 2:
-        return max(here + after for here, after in pairs)
-    return max(here + after + max(here, after) for here, after in pairs)
-
-
-def free_start(size: int, taken: Sequence[range], capacity: int) -> int | None:
-    """Find a start for a unit in a ring of `capacity` bytes that is clear of what is taken.
-
-    None if there is none. The ends are tried first: while one unit is at one end, the next fits at
-    the other.
-
-    >>> free_start(4, [range(0, 4)], 10), free_start(4, [range(0, 4), range(6, 10)], 10)
-    (6, None)
-    """
-    neighbours = [start for held in taken for start in (held.stop, held.start - size)]
-    for start in (0, capacity - size, *neighbours):
-        if 0 <= start <= capacity - size and not any(
-            start < held.stop and held.start < start + size for held in taken
-        ):
-            return start
-    return None
 
 
 def working_bytes(

@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from kernels.generate import Batch, Generation
-from kernels.offload.device_queue import pin, unpin
-from kernels.offload.layer_store import page_aligned
+from kernels.offload.store import HostMemory
 from kernels.parallelize import parallelize
 from kernels.shapes import KNOWN, ModelShape, num_parameters
 from kernels.strategies import Parallel, ZeroOffload
@@ -85,9 +84,9 @@ def layer_bytes(shape: ModelShape) -> int:
 
 def pinned_copy(num_bytes: int, times: int = 16) -> Rate:
     """Copies of a pinned buffer, one after another."""
-    source = page_aligned(num_bytes)
+    memory = HostMemory(DEVICE)
+    source = memory.allocate(num_bytes)
     source.fill_(1)
-    pin(source)
     target = torch.empty(num_bytes, dtype=torch.uint8, device=DEVICE)
 
     def rate() -> float:
@@ -100,7 +99,7 @@ def pinned_copy(num_bytes: int, times: int = 16) -> Rate:
         return times * num_bytes / (time.perf_counter() - begin)
 
     # Unlocked before it is freed, when nobody can ask for the rate any more.
-    weakref.finalize(rate, unpin, source)
+    weakref.finalize(rate, memory.free)
     return rate
 
 

@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from kernels.generate import Batch, Generation
-from kernels.offload.disk_reader import BLOCK_BYTES, DiskFile, round_up
 from kernels.offload.fetch import READ_THREADS
-from kernels.offload.layer_store import memory_of, page_aligned
+from kernels.offload.file_store import DiskFile
+from kernels.offload.plan import round_up
+from kernels.offload.store import BLOCK_BYTES, page_aligned
 from kernels.parallelize import parallelize
 from kernels.shapes import ModelShape
 from kernels.strategies import Parallel, ZeroOffload
@@ -129,7 +130,7 @@ def plain_bytes_per_s(path: Path, threads: int) -> float:
     def read(start: int) -> None:
         place = start // BLOCK_BYTES % (2 * threads) * BLOCK_BYTES
         length = min(BLOCK_BYTES, round_up(file.num_bytes) - start)
-        file.read_into(memory_of(memory[place : place + length]), start)
+        file.read_into(memory[place : place + length], start)
 
     begin = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:

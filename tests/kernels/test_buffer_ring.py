@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.offload.buffer_ring import BufferRing, Event, Queue
-from kernels.offload.plan import ring_bytes
+from kernels.offload.buffer_ring import Arrival, BufferRing, Event, issued
 
 SIZES = [4, 4, 6, 4, 5]
 
@@ -45,7 +44,7 @@ class SlowQueue:
         return Point(self._thread.submit(lambda: None))
 
     def wait(self, event: Event) -> None:
-        if not self._forgets:
+        if not (self._forgets or event is None):
             self._thread.submit(event.synchronize)
 
 
@@ -59,12 +58,17 @@ class SlowFetch:
         self.started: list[int] = []
         self.broken: set[int] = set()
 
-    def start(self, unit: int, buffer: Tensor, after: Event) -> "SlowFetch._Way":
+    def start(self, unit: int, buffer: Tensor, after: Event) -> Arrival:
         self.started.append(unit)
         delay = self._random.random() * 0.004
-        return self._Way(self._threads.submit(self._copy, unit, buffer, after, delay))
+        return self._arrival(
+            self._threads.submit(self._copy, unit, buffer, after, delay)
+        )
 
-    def _copy(self, unit: int, buffer: Tensor, after: Event, delay: float) -> None:
+    def _arrival(self, copy: "Future[Event]") -> Arrival:
+        return issued(Point(copy))
+
+    def _copy(self, unit: int, buffer: Tensor, after: Event, delay: float) -> Event:
         if not self._forgets:
             after.synchronize()
         if unit in self.broken:
@@ -77,20 +81,12 @@ class SlowFetch:
     def finish(self, unit: int, buffer: Tensor, computed: Event) -> Event:
         return computed
 
-    class _Way:
-        def __init__(self, work: "Future[None]") -> None:
-            self._work = work
-
-        def wait(self, queue: Queue) -> None:
-            queue.wait(Point(self._work))
-
 
 class HostArrival(SlowFetch):
     """As `SlowFetch`, but the host itself waits, as for a read that can fail."""
 
-    class _Way(SlowFetch._Way):
-        def wait(self, queue: Queue) -> None:
-            self._work.result()
+    def _arrival(self, copy: "Future[Event]") -> Arrival:
+        return copy
 
 
 def wrong_reads(ring: BufferRing, queue: SlowQueue, passes: int) -> int:
@@ -112,8 +108,8 @@ def wrong_reads(ring: BufferRing, queue: SlowQueue, passes: int) -> int:
 
 
 def new_ring(depth: int, fetch: SlowFetch, queue: SlowQueue) -> BufferRing:
-    memory = torch.zeros(ring_bytes(SIZES, depth), dtype=torch.uint8)
-    ring = BufferRing(SIZES, memory, depth, fetch, queue)
+    buffers = torch.zeros((depth, max(SIZES)), dtype=torch.uint8)
+    ring = BufferRing(SIZES, [*buffers], fetch, queue)
     ring.start()
     return ring
 
@@ -138,10 +134,10 @@ def test_without_the_event_from_computation_to_copy_this_would_show() -> None:
 
 def test_the_first_copy_waits_for_what_still_computes_with_the_memory() -> None:
     queue, fetch = SlowQueue(), SlowFetch()
-    memory = torch.zeros(ring_bytes(SIZES, 2), dtype=torch.uint8)
+    buffers = torch.zeros((2, max(SIZES)), dtype=torch.uint8)
     seen: list[Tensor] = []
-    queue.issue(lambda: (time.sleep(0.05), seen.append(memory.clone())))
-    BufferRing(SIZES, memory, 2, fetch, queue).start()
+    queue.issue(lambda: (time.sleep(0.05), seen.append(buffers.clone())))
+    BufferRing(SIZES, [*buffers], fetch, queue).start()
     queue.record().synchronize()
     assert not seen[0].any()
 

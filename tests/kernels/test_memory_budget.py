@@ -1,21 +1,33 @@
 """A model larger than the memory it may take really runs, in a real process, and keeps to it."""
 
+import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import larger_than_memory
 import pytest
 import torch
+from answers import SHAPES, batch_of
 from larger_than_memory import shape_of
+from offloaded import build
 
-from kernels.offload.device_budget import BudgetError, DeviceBudget
+from kernels import memory
+from kernels.generate import Generation
+from kernels.offload.budget import BudgetError, DeviceBudget
+from kernels.offload.host_cache import LAYERS_ON_DEVICE
+from kernels.offload.plan import OffloadError, working_bytes
+from kernels.placement import place
 from kernels.shapes import weight_bytes
-from kernels.strategies import ZeroOffload
+from kernels.strategies import Parallel, Single, ZeroOffload
+from kernels.world import World
+from kernels.zero_offload import OffloadEngine
 
 SCRIPT = Path(larger_than_memory.__file__)
 CHECKOUT = SCRIPT.parent.parent.parent
@@ -72,3 +84,91 @@ def test_more_than_the_budget_is_an_error() -> None:
     with pytest.raises(BudgetError, match=r"the process held \d+ bytes at its peak"):
         budget.check()
     DeviceBudget(cpu, ZeroOffload(), local_size=1).check()
+
+
+MISSING = re.compile(r"raise memory_budget_bytes by (\d+)")
+SHAPE, ROWS, NEW_TOKENS = SHAPES["gqa"], 4, 20
+BATCH = batch_of(ROWS)
+Use = Callable[[OffloadEngine], object]
+
+
+def generate(engine: OffloadEngine) -> None:
+    engine.generate(BATCH, Generation(new_tokens=NEW_TOKENS))
+
+
+def logits(engine: OffloadEngine) -> None:
+    engine.logits(BATCH)
+
+
+def use_within(budget_bytes: int, kv: str, use: Use) -> None:
+    options = ZeroOffload(source="disk", kv=kv, memory_budget_bytes=budget_bytes)  # type: ignore[arg-type]
+    engine = build(World(), "gqa", Parallel(zero_offload=options))
+    try:
+        use(engine)
+    finally:
+        engine.close()
+
+
+def missing_bytes(budget_bytes: int, kv: str, use: Use) -> int:
+    with pytest.raises(OffloadError) as refused:
+        use_within(budget_bytes, kv, use)
+    found = MISSING.search(str(refused.value))
+    assert found
+    return int(found[1])
+
+
+def beside_weights_bytes(kv: str, use: Use) -> int:
+    """What a use needs more than loading does: that much just fits, a byte less does not."""
+    little = 2**20
+    budget = little + missing_bytes(little, kv, lambda _: None)
+    use_within(budget, kv, lambda _: None)
+    needed = missing_bytes(budget, kv, use)
+    use_within(budget + needed, kv, use)
+    assert missing_bytes(budget + needed - 1, kv, use) == 1
+    return needed
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process hold the same all the time, so that a room can fit to the byte."""
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 2**20)
+    monkeypatch.setattr(memory, "peak_resident_bytes", lambda: 2**20)
+
+
+def activation_bytes() -> int:
+    placement = place(Parallel(single=Single()), SHAPE, 0)
+    return working_bytes(placement, SHAPE, ROWS, BATCH.length, 4)
+
+
+def layer_cache_bytes(tokens: int) -> int:
+    """Keys and values of one layer in fp32; a cache has a multiple of 8 slots."""
+    slots = math.ceil(tokens / 8) * 8
+    return 2 * ROWS * slots * SHAPE.n_kv_heads * SHAPE.head_dim * 4
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize(
+    ("kv", "layers"),
+    [("device", SHAPE.n_layers), ("host", SHAPE.n_layers + LAYERS_ON_DEVICE)],
+)
+def test_keys_and_values_count_in_the_budget(kv: str, layers: int) -> None:
+    cache = layers * layer_cache_bytes(BATCH.length + NEW_TOKENS)
+    assert beside_weights_bytes(kv, generate) == activation_bytes() + cache
+
+
+@pytest.mark.usefixtures("process")
+def test_all_logits_count_in_the_budget() -> None:
+    cache = SHAPE.n_layers * layer_cache_bytes(BATCH.length)
+    numbers = ROWS * BATCH.length * SHAPE.vocab_size
+    found = beside_weights_bytes("device", logits) - activation_bytes() - cache
+    assert found == 3 * numbers * 4
+
+
+def test_ranks_of_one_machine_share_its_free_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 160 * 2**20)
+    strategy = Parallel(zero_offload=ZeroOffload(resident="auto"))
+    build(World(), "gqa", strategy).close()
+    with pytest.raises(OffloadError):
+        build(dataclasses.replace(World(), local_size=2), "gqa", strategy)

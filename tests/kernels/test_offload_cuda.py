@@ -11,13 +11,12 @@ import torch
 from answers import SHAPES, random_weights
 from dawdling_cuda import Cuda, Gpu
 
-from kernels.offload.buffer_ring import BufferRing, Event
-from kernels.offload.device_queue import CudaQueue
-from kernels.offload.fetch import FromFiles, HostToCuda
+from kernels.offload.buffer_ring import BufferRing, Event, Stream
+from kernels.offload.fetch import BlockFetch, PinnedFetch, fetch_for
 from kernels.offload.file_store import FileStore
 from kernels.offload.host_cache import HostCache
-from kernels.offload.layer_store import HostStore, page_aligned, views
-from kernels.offload.plan import ring_bytes, units_of
+from kernels.offload.plan import units_of
+from kernels.offload.store import HostStore, page_aligned, views
 from kernels.placement import place
 from kernels.strategies import Parallel, Single
 
@@ -34,11 +33,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     return dawdling_cuda.install(monkeypatch)
 
 
-def wrong_tensors(fetch: HostToCuda | FromFiles, depth: int, cuda: Cuda) -> list[str]:
+def wrong_tensors(fetch: PinnedFetch | BlockFetch, depth: int, cuda: Cuda) -> list[str]:
     """Names of the tensors that computations saw wrong, over some passes."""
     sizes = [unit.num_bytes for unit in UNITS]
-    memory = page_aligned(ring_bytes(sizes, depth))
-    ring = BufferRing(sizes, memory, depth, fetch, CudaQueue(GPU))
+    buffers = [page_aligned(max(sizes)) for _ in range(depth)]
+    ring = BufferRing(sizes, buffers, fetch, Stream(GPU))
     ring.start()
     wrong: list[str] = []
 
@@ -63,10 +62,10 @@ def wrong_tensors(fetch: HostToCuda | FromFiles, depth: int, cuda: Cuda) -> list
 def test_from_page_locked_memory_every_weight_is_there_in_time(
     depth: int, cuda: Cuda
 ) -> None:
-    store = HostStore(pinned=True)
+    store = HostStore(GPU)
     for unit in UNITS:
         store.put(unit, WEIGHTS, torch.float32)
-    assert wrong_tensors(HostToCuda(store, UNITS, GPU), depth, cuda) == []
+    assert wrong_tensors(fetch_for(store, UNITS, GPU), depth, cuda) == []
     assert sum(cuda.locked.values()) == sum(unit.num_bytes for unit in UNITS)
     assert cuda.unlocked_copies == 0
     store.close()
@@ -80,7 +79,7 @@ def test_from_files_over_staging_blocks_too(
     store = FileStore(tmp_path, block_bytes=8192)
     for unit in UNITS:
         store.put(unit, WEIGHTS, torch.float32)
-    fetch = FromFiles(store, UNITS, GPU)
+    fetch = fetch_for(store, UNITS, GPU)
     assert wrong_tensors(fetch, depth, cuda) == []
     assert cuda.unlocked_copies == 0
     fetch.close()
@@ -91,17 +90,17 @@ def test_from_files_over_staging_blocks_too(
 def test_the_measure_notices_a_copy_that_does_not_wait(
     cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = HostStore(pinned=True)
+    store = HostStore(GPU)
     for unit in UNITS:
         store.put(unit, WEIGHTS, torch.float32)
-    fetch = HostToCuda(store, UNITS, GPU)
+    fetch = fetch_for(store, UNITS, GPU)
     right = fetch.start
 
     def hasty(unit: int, buffer: torch.Tensor, after: Event) -> object:
         return right(unit, buffer, torch.cuda.Event())  # of nothing
 
     monkeypatch.setattr(fetch, "start", hasty)
-    assert wrong_tensors(fetch, 2, cuda)
+    assert wrong_tensors(fetch, 1, cuda)
     fetch.close()
     store.close()
 

@@ -1,4 +1,4 @@
-"""What stays, what is streamed, and where in the ring it goes: integers, on paper."""
+"""What stays, what is streamed, and how much memory that takes: integers, on paper."""
 
 from itertools import pairwise
 
@@ -11,9 +11,7 @@ from kernels.offload.plan import (
     TENSOR_ALIGNMENT,
     OffloadError,
     evenly,
-    free_start,
     plan_offload,
-    ring_bytes,
     units_of,
 )
 from kernels.placement import owned_slices, place
@@ -63,43 +61,6 @@ def test_the_shards_of_all_ranks_are_the_model() -> None:
     assert held == weight_bytes(shape, "float16") + 3 * norms
 
 
-@given(sizes_of_units, st.integers(1, 3), st.integers(0, 40))
-def test_units_in_the_ring_never_overlap(
-    sizes: list[int], depth: int, steps: int
-) -> None:
-    capacity, live, turn = ring_bytes(sizes, depth), [], 0
-    for _ in range(steps):
-        while len(live) < depth:
-            size = sizes[turn % len(sizes)]
-            start = free_start(size, live, capacity)
-            if start is None:
-                break
-            assert 0 <= start <= capacity - size
-            assert all(
-                start + size <= held.start or held.stop <= start for held in live
-            )
-            live.append(range(start, start + size))
-            turn += 1
-        assert live, "the ring cannot go on"
-        live.pop(0)
-
-
-@given(sizes_of_units, st.integers(2, 3))
-def test_the_next_unit_can_always_arrive_while_one_computes(
-    sizes: list[int], depth: int
-) -> None:
-    capacity, live, turn = ring_bytes(sizes, depth), [], 0
-    for _ in range(40):
-        while len(live) < depth:
-            start = free_start(sizes[turn % len(sizes)], live, capacity)
-            if start is None:
-                break
-            live.append(range(start, start + sizes[turn % len(sizes)]))
-            turn += 1
-        assert len(live) >= 2
-        live.pop(0)
-
-
 @given(st.integers(1, 40), st.data())
 def test_what_stays_is_spread_evenly_with_the_head_first(
     count: int, data: st.DataObject
@@ -116,8 +77,8 @@ def test_what_stays_is_spread_evenly_with_the_head_first(
 def test_a_share_of_the_units_stays() -> None:
     plan = plan_offload([10] * 8, 0.5, None)
     assert sum(plan.is_resident) == 4
-    assert (plan.resident_bytes, plan.ring_bytes, plan.depth) == (40, 30, 3)
-    assert plan_offload([10] * 8, 1.0, None).ring_bytes == 0
+    assert (plan.resident_bytes, plan.device_bytes, plan.depth) == (40, 70, 3)
+    assert plan_offload([10] * 8, 1.0, None).device_bytes == 80
     assert plan_offload([10] * 8, 0.0, None).resident_bytes == 0
 
 
@@ -135,8 +96,13 @@ def test_auto_keeps_as_much_as_fits_and_no_more(
     if kept < len(sizes):
         more = evenly(len(sizes), kept + 1)
         streamed = [size for at, size in enumerate(sizes) if at not in more]
-        needed = sum(sizes[at] for at in more) + ring_bytes(streamed, 2)
+        needed = sum(sizes[at] for at in more) + 2 * max(streamed, default=0)
         assert needed > available
+
+
+def test_a_buffer_holds_the_largest_unit_that_is_streamed() -> None:
+    assert plan_offload([10, 30, 20], 0.0, None).device_bytes == 3 * 30
+    assert plan_offload([10, 20, 70], 1 / 3, None).device_bytes == 70 + 3 * 20
 
 
 @pytest.mark.parametrize(("available", "depth"), [(30, 3), (29, 2), (19, 1)])

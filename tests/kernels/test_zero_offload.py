@@ -31,7 +31,7 @@ from ranks import Ranks
 from jobs.tracing.recorder import recording
 from kernels import memory
 from kernels.generate import Batch, Generation
-from kernels.offload.disk_reader import ReadError
+from kernels.offload.file_store import ReadError
 from kernels.offload.plan import OffloadError, plan_offload
 from kernels.parallelize import parallelize
 from kernels.strategies import (
@@ -317,7 +317,6 @@ def test_a_failed_read_ends_the_generation_with_the_tensor_s_name(
 
 
 def test_under_a_budget_layers_leave_the_device_where_a_batch_needs_the_room() -> None:
-    memory.trim()
     gc.collect()
     budget = memory.resident_bytes() + 128 * 2**20
     offloads = engine(
@@ -343,7 +342,7 @@ def test_another_plan_gives_the_same_bits(source: str) -> None:
     before = offloads.logits(batch_of(4))
     sizes = [unit.num_bytes for unit in offloads.streamer.units]
     for resident in (0.5, 0.3, 0.0, 0.4, 1.0):
-        offloads.streamer.change(plan_offload(sizes, resident, None))
+        offloads.streamer.use(plan_offload(sizes, resident, None))
         assert torch.equal(before, offloads.logits(batch_of(4)))
     offloads.close()
 

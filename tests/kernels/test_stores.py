@@ -11,13 +11,13 @@ import torch
 from answers import SHAPES, random_weights
 
 from kernels import memory
-from kernels.offload import layer_store
-from kernels.offload.device_queue import HostQueue
-from kernels.offload.disk_reader import ALIGNMENT, DiskFile, ReadError, file_system
-from kernels.offload.fetch import FromFiles, HostToCpu
-from kernels.offload.file_store import FileStore
-from kernels.offload.layer_store import HostStore, memory_of, page_aligned, views
-from kernels.offload.plan import Unit, units_of
+from kernels.memory import file_system
+from kernels.offload import store as stores
+from kernels.offload.buffer_ring import Stream
+from kernels.offload.fetch import fetch_for
+from kernels.offload.file_store import DiskFile, FileStore, ReadError
+from kernels.offload.plan import PAGE_BYTES, Unit, units_of
+from kernels.offload.store import HostStore, memory_of, page_aligned, views
 from kernels.placement import owned_slices, place
 from kernels.shapes import ModelShape
 from kernels.strategies import Parallel, Single, TensorParallel
@@ -41,14 +41,9 @@ def store(tmp_path: Path) -> Iterator[FileStore]:
 
 
 def fetched(store: FileStore | HostStore, unit: Unit) -> torch.Tensor:
-    buffer, queue = page_aligned(unit.num_bytes), HostQueue()
-    fetch = (
-        FromFiles(store, [unit], CPU)
-        if isinstance(store, FileStore)
-        else HostToCpu(store, [unit])
-    )
+    buffer, fetch = page_aligned(unit.num_bytes), fetch_for(store, [unit], CPU)
     try:
-        fetch.start(0, buffer, queue.record()).wait(queue)
+        fetch.start(0, buffer, Stream(CPU).record()).result()
     finally:
         fetch.close()
     return buffer
@@ -56,7 +51,7 @@ def fetched(store: FileStore | HostStore, unit: Unit) -> torch.Tensor:
 
 def nameless_file(store: FileStore) -> Path:
     """The store's only file: it has no name any more, but this process has it open."""
-    [file] = [
+    file, *_ = [
         link
         for link in Path("/proc/self/fd").iterdir()
         if os.path.lexists(link) and os.readlink(link).startswith(str(store.folder))
@@ -69,11 +64,11 @@ def nameless_file(store: FileStore) -> Path:
 def test_what_was_put_in_comes_out(
     where: str, tensor: int, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layer_store, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(stores, "CHUNK_BYTES", 700)
     store = (
-        HostStore(pinned=False)
+        HostStore(CPU)
         if where == "host"
-        else FileStore(tmp_path, direct=where == "files", block_bytes=ALIGNMENT)
+        else FileStore(tmp_path, direct=where == "files", block_bytes=PAGE_BYTES)
     )
     placement = place(Parallel(tensor=TensorParallel(degree=tensor)), SHAPE, rank)
     slices = owned_slices(placement, SHAPE)
@@ -98,10 +93,10 @@ def test_weights_are_stored_in_the_dtype_of_the_run(store: FileStore) -> None:
 
 @pytest.mark.parametrize("where", ["host", "files"])
 def test_single_rows_can_be_had(where: str, tmp_path: Path) -> None:
-    store = HostStore(pinned=False) if where == "host" else FileStore(tmp_path)
+    store = HostStore(CPU) if where == "host" else FileStore(tmp_path)
     unit = units()["tok_embeddings"]
     store.put(unit, WEIGHTS, torch.float32)
-    rows = store.rows(unit, "tok_embeddings.weight", [130, 0, 7, 7])
+    rows = store.rows(unit, [130, 0, 7, 7])
     expected = WEIGHTS.read("tok_embeddings.weight")[[130, 0, 7, 7]]
     assert torch.equal(rows.view(torch.float32), expected)
     store.close()
@@ -121,7 +116,7 @@ def test_a_truncated_file_is_named_with_the_first_tensor_that_is_gone(
 ) -> None:
     unit = units()["layers.2"]
     store.put(unit, WEIGHTS, torch.float32)
-    os.truncate(nameless_file(store), ALIGNMENT)
+    os.truncate(nameless_file(store), PAGE_BYTES)
     with pytest.raises(ReadError, match=r"layers\.2\.attention\.wq\.weight.*truncated"):
         fetched(store, unit)
 
@@ -158,30 +153,31 @@ def test_a_full_disk_is_named_with_the_room_that_is_left(
 def test_short_reads_are_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = os.urandom(5 * ALIGNMENT)
+    content = os.urandom(5 * PAGE_BYTES)
     (tmp_path / "file").write_bytes(content)
     right = os.preadv
 
     def short(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        return right(descriptor, [buffers[0][: 2 * ALIGNMENT]], offset)
+        return right(descriptor, [buffers[0][: 2 * PAGE_BYTES]], offset)
 
     file = DiskFile(tmp_path / "file")
     monkeypatch.setattr(os, "preadv", short)
     target = page_aligned(len(content))
-    file.read_into(memory_of(target), 0)
+    file.read_into(target, 0)
     file.close()
     assert bytes(memory_of(target)) == content
 
 
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_few_bytes_can_be_read_from_anywhere(direct: bool, tmp_path: Path) -> None:
-    content = os.urandom(3 * ALIGNMENT)
+    content = os.urandom(3 * PAGE_BYTES)
     (tmp_path / "file").write_bytes(content)
     file = DiskFile(tmp_path / "file", direct=direct)
-    for start, length in [(0, 1), (5, 100), (ALIGNMENT - 1, 2), (100, 2 * ALIGNMENT)]:
-        assert file.read_some(length, start) == content[start : start + length]
+    for start, length in [(0, 1), (5, 100), (PAGE_BYTES - 1, 2), (100, 2 * PAGE_BYTES)]:
+        read = file.read_some(length, start)
+        assert bytes(memory_of(read)) == content[start : start + length]
     with pytest.raises(ReadError, match="truncated"):
-        file.read_some(2, 3 * ALIGNMENT - 1)
+        file.read_some(2, 3 * PAGE_BYTES - 1)
     file.close()
 
 
@@ -195,7 +191,7 @@ def test_where_direct_reads_are_refused_the_page_cache_is_emptied_instead(
             raise OSError(22, "Invalid argument")
         return right(path, flags, *more)
 
-    (tmp_path / "file").write_bytes(bytes(ALIGNMENT))
+    (tmp_path / "file").write_bytes(bytes(PAGE_BYTES))
     monkeypatch.setattr(os, "open", refuse)
     file = DiskFile(tmp_path / "file")
     assert file.how == "page cache dropped after each read"
@@ -229,7 +225,7 @@ def test_a_large_unit_takes_little_memory_beside_its_file(store: FileStore) -> N
     weights = RandomWeights(shape, 0, torch.float32)
     weights.read("norm.weight")
     weights.read("output.weight", 0, range(10))
-    memory.trim()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what is taken
     before = memory.resident_bytes()
     assert memory.reset_peak()
     store.put(unit, weights, torch.float32)
@@ -267,6 +263,6 @@ def test_what_was_read_does_not_stay_in_the_page_cache(
             os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     file = DiskFile(path, direct=direct)
     target = page_aligned(file.num_bytes)
-    file.read_into(memory_of(target), 0)
+    file.read_into(target, 0)
     file.close()
     assert cached_pages(path) == 0
