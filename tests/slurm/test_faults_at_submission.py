@@ -8,9 +8,11 @@ from site_of_tests import Site
 
 # sbatch ← timeout ← orch: the wrapper kills `orch submit` with -9, at its n-th call.
 KILL_ORCH = """
+parent() {
+    while read -r name number; do [ "$name" = PPid: ] && echo "$number"; done < /proc/$1/status
+}
 kill_orch() {
-    timeout=$(ps -o ppid= -p $$ | tr -d ' ')
-    kill -9 $(ps -o ppid= -p $timeout)
+    kill -9 $(parent $(parent $$))
 }
 echo call >> "$0.calls"
 n=$(wc -l < "$0.calls")

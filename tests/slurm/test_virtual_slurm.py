@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import psutil
 from virtual_slurm import VirtualSlurm
 
 
@@ -40,10 +41,8 @@ def test_a_crashed_node_takes_its_processes_with_it_and_comes_back(
     slurm.kill("node2")
 
     def is_gone() -> bool:
-        shown = subprocess.run(
-            ["ps", "ax", "-o", "args"], capture_output=True, text=True
-        )
-        return long not in shown.stdout
+        lines = (each.info["cmdline"] for each in psutil.process_iter(["cmdline"]))
+        return not any(long in " ".join(words or ()) for words in lines)
 
     slurm.wait(is_gone, "the node's processes to be gone", 10)
     slurm.repair()
