@@ -7,10 +7,11 @@ Qwen2 families.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kernels.shapes import ModelShape, RopeScaling, ShapeError
+from kernels.shapes import KNOWN, ModelShape, RopeScaling, ShapeError
 
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
 """A token in base64 and its rank: Llama-3's `tokenizer.model` has nothing but such lines."""
@@ -44,7 +45,7 @@ def from_meta(params: Mapping[str, Any], vocab_size: int | None = None) -> Model
     dim = _field(params, "dim", "params.json")
     heads = _field(params, "n_heads", "params.json")
     scaling = RopeScaling(factor=8.0) if params.get("use_scaled_rope") else None
-    return ModelShape(
+    shape = ModelShape(
         dim=dim,
         n_layers=_field(params, "n_layers", "params.json"),
         n_heads=heads,
@@ -58,6 +59,28 @@ def from_meta(params: Mapping[str, Any], vocab_size: int | None = None) -> Model
         rope_scaling=scaling,
         max_seq_len=131072 if scaling else 4096,
     )
+    return _as_released(shape, params.get("max_seq_len"))
+
+
+def _as_released(shape: ModelShape, max_seq_len: int | None) -> ModelShape:
+    """Fill in what `params.json` leaves to Meta's code: the context, and the factor of the rope.
+
+    Llama-3.2's file says `use_scaled_rope` as Llama-3.1's does, and means another factor.
+    """
+    released = next((each for each in KNOWN.values() if _alike(each, shape)), shape)
+    return replace(
+        shape,
+        rope_scaling=released.rope_scaling,
+        max_seq_len=int(max_seq_len or released.max_seq_len),
+    )
+
+
+def _alike(released: ModelShape, shape: ModelShape) -> bool:
+    sizes = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size")
+    names = (*sizes, "rope_theta", "qkv_bias", "sliding_window")
+    return all(
+        getattr(released, name) == getattr(shape, name) for name in names
+    ) and bool(released.rope_scaling) == bool(shape.rope_scaling)
 
 
 def from_hf(config: Mapping[str, Any]) -> ModelShape:
@@ -77,7 +100,8 @@ def from_hf(config: Mapping[str, Any]) -> ModelShape:
         )
     heads = _field(config, "num_attention_heads", "config.json")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = config.get("rope_theta", rope.get("rope_theta", 10000.0))
+    # As transformers 5 reads it: an outer rope_theta may be an old default left in the file.
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     return ModelShape(
         dim=_field(config, "hidden_size", "config.json"),
         n_layers=_field(config, "num_hidden_layers", "config.json"),

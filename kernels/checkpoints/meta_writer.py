@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.checkpoints.configs import ffn_dim_of, from_meta
 from kernels.checkpoints.meta import interleaved
 from kernels.placement import kv_heads_of, split_evenly
-from kernels.shapes import ModelShape, RopeScaling, ShapeError, tensors
+from kernels.shapes import ModelShape, ShapeError, tensors
 from kernels.weights import Weights
 
 EmbeddingSplit = Literal["columns", "rows"]
@@ -52,12 +52,12 @@ def meta_params(shape: ModelShape, tokenizer_size: int | None) -> dict[str, Any]
 
 
 def _check_complete(shape: ModelShape, params: dict[str, Any]) -> None:
-    if shape.rope_scaling not in (None, RopeScaling(factor=8.0)):
-        raise _inexpressible("rope_scaling other than Llama-3.1's (factor 8)")
     try:
         read_back = from_meta(params, vocab_size=shape.vocab_size)
     except ShapeError as error:
         raise _inexpressible("an explicit head_dim") from error
+    if read_back.rope_scaling != shape.rope_scaling:
+        raise _inexpressible("a rope_scaling other than its release's")
     # The longest context is no part of params.json; nothing computed depends on it.
     for name in set(vars(shape)) - {"max_seq_len"}:
         if getattr(read_back, name) != getattr(shape, name):

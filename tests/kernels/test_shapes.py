@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
+from kernels.checkpoints.configs import from_hf, from_meta
+from kernels.checkpoints.meta_writer import meta_params
 from kernels.shapes import (
     DTYPE_BYTES,
     KNOWN,
@@ -52,6 +56,26 @@ def test_known_models_have_their_published_number_of_parameters(
 )
 def test_a_token_leaves_keys_and_values_of_the_known_size(name: str, size: int) -> None:
     assert kv_bytes_per_token(KNOWN[name], "float16") == size
+
+
+@pytest.mark.parametrize("name", [each for each in KNOWN if each.startswith("llama")])
+def test_meta_s_files_of_a_release_mean_what_hugging_face_s_say(name: str) -> None:
+    """params.json names neither the context nor the factor of the rope."""
+    shape = replace(KNOWN[name], tied_embeddings=False)
+    params = meta_params(shape, None)
+    assert from_meta(params) == shape
+    assert from_meta(params | {"max_seq_len": 1024}).max_seq_len == 1024
+
+
+def test_of_two_rope_thetas_the_inner_one_counts_as_in_transformers() -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 9,
+        "num_attention_heads": 4, "intermediate_size": 96, "rope_theta": 10000.0,
+    }  # fmt: skip
+    inner = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+    theirs = LlamaConfig(**(config | inner)).rope_parameters
+    assert from_hf(config | inner).rope_theta == theirs["rope_theta"] == 500000.0
+    assert from_hf(config).rope_theta == 10000.0
 
 
 @pytest.mark.parametrize(("dtype", "width"), DTYPE_BYTES.items())
