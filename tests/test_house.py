@@ -31,6 +31,7 @@ BRIDGE = {
     "orchestrator.record",
     "orchestrator.environment",
     "orchestrator.study.files",
+    "orchestrator.study.ledger",
     "orchestrator.files",
     "orchestrator.job_spec",
     "orchestrator.errors",

@@ -24,6 +24,7 @@ from orchestrator.errors import InputError, OrchError
 from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.record import INTERRUPTED
 from orchestrator.study.files import Study, finished
+from orchestrator.study.ledger import read_ledger
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +66,8 @@ def run_job(job: JobSpec, limits: Limits, signals: Signals) -> int:
         signals.wait(0)
         if signals.received is not None:
             break
+        if is_superseded(study, turn, job.key):
+            continue
         if not _has_record_after(study, turn, job.cluster, limits, signals):
             all_recorded = False
     if signals.received is not None:
@@ -84,6 +87,23 @@ def _has_record_after(
             traceback.print_exc()
         log(f"{turn.case_id}: {error}")
         return False
+
+
+def is_superseded(study: Study, turn: JobCase, key: str) -> bool:
+    """Return whether a later submission than this job's has the case.
+
+    sbatch may outlive an interrupted `orch submit`, and a site may requeue an old job behind a
+    retry: the case would be measured in two jobs at once.
+    """
+    try:
+        asked = read_ledger(study.ledger_file).asked().get(turn.case_id)
+    except OrchError as error:
+        log(f"{turn.case_id}: {error}")
+        return False  # two results are better than none: attempts are never overwritten
+    if asked is None or asked.submission.key == key:
+        return False
+    log(f"{turn.case_id}: left to the later submission {asked.submission.key}")
+    return True
 
 
 def is_done(study: Study, turn: JobCase) -> bool:

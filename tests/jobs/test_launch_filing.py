@@ -14,7 +14,7 @@ from jobs.launch import post_mortem
 from jobs.launch.evidence import JobLog, OomKills
 from jobs.launch.post_mortem import Symptoms
 from jobs.launch.signals import Signals
-from jobs.launch.supervisor import is_done, main
+from jobs.launch.supervisor import is_done, is_superseded, main
 from jobs.launch.torchrun import nodes_of
 from jobs.launch.workers import Ending, Limits
 from jobs.progress import (
@@ -31,6 +31,7 @@ from orchestrator.errors import InputError
 from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.record import Cause, Heartbeat, Record, read_record
 from orchestrator.study.files import Attempt, Study
+from orchestrator.study.ledger import Entry, LedgerWriter
 
 SHAPE = ModelShape(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=64
@@ -163,6 +164,27 @@ def test_a_requeue_makes_an_interruption_good(study: Study, cause: Cause) -> Non
 def test_a_damaged_record_does_not_make_a_case_done(study: Study) -> None:
     study.open_attempt(CASE.case_id).record_file.write_text('{"schema_version": 1')
     assert not is_done(study, JobCase(case_id=CASE.case_id, first_attempt=1))
+
+
+def test_a_job_leaves_a_case_to_a_later_submission(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sbatch that outlived its `orch submit`, or an old job that is requeued behind a retry."""
+    writer = LedgerWriter(study.ledger_file)
+    writer.intend("old", "slurm", "slurm", [[Entry(CASE.case_id, 1)]])
+    writer.refuse("old", "`orch submit` was interrupted before it was accepted")
+    writer.intend("new", "slurm", "slurm", [[Entry(CASE.case_id, 1)]])
+    turn = JobCase(case_id=CASE.case_id, first_attempt=1)
+    assert not is_superseded(study, turn, "new")
+    job = JobSpec(study=str(study.folder), key="old", cases=[turn])
+    file = study.folder / "job.json"
+    file.write_text(job.model_dump_json())
+    assert main([str(file)]) == 0
+    assert "left to the later submission new" in capsys.readouterr().out
+    assert study.attempts(CASE.case_id) == []
+    # Refused for good, the newer one has no claim on the case.
+    writer.refuse("new", "invalid partition")
+    assert not is_superseded(study, turn, "old")
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"study": "/x", "odd": 1}'])
