@@ -1,6 +1,6 @@
 """Submits jobs to Slurm: submitit's executor with our script.
 
-submitit makes the call of sbatch and lays out its folder. Three private methods of submitit's are
+submitit makes the call of sbatch and lays out its folder. Four private methods of submitit's are
 overridden, since it has no public way to use a script of one's own: so setup.cfg caps its version.
 What is submitted is a `CommandFunction`, hence text: nothing is pickled that is run.
 """
@@ -75,6 +75,15 @@ class ScriptExecutor(SlurmExecutor):
             SlurmJob(folder=self.folder, job_id=f"{first.job_id}_{index}", tasks=[0])
             for index in range(count)
         ]
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string: bytes | str) -> str:
+        # submitit takes the first "job N" of all that is printed; a site's wrapper prints more.
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        found = re.search(r"^Submitted batch job (\d+)", text, re.MULTILINE)
+        if found is None:
+            raise utils.FailedSubmissionError(f"its output was {text!r}")
+        return found[1]
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return self._script

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.clusters.cluster import load_cluster
 from orchestrator.commands.retry import Change, retry_cases
 from orchestrator.commands.selection import Choice
+from orchestrator.job_spec import JobCase, JobSpec
 from orchestrator.runner import Unanswered
 from orchestrator.slurm.runner import SlurmRunner
 from orchestrator.slurm.script import job_name
@@ -153,6 +154,24 @@ def test_a_slow_case_is_ended_by_its_supervisor_and_not_by_slurm(
     assert batch.resources is not None
     assert cases_per_job * batch.timeout_s < batch.resources.time_s
     assert batch.timeout_s > batch.resources.time_s / cases_per_job / 2
+
+
+def test_the_job_id_is_the_one_of_slurm_s_own_line(
+    study: Study, commands: Commands
+) -> None:
+    commands.say(
+        "sbatch", "echo 'Your job 17 of 50 this week'; echo 'Submitted batch job 4242'"
+    )
+    cluster = load_cluster("slurm")
+    case = a_case()
+    (batch,) = SlurmRunner(cluster).batches([case])
+    study.file_case(case)
+    turn = JobCase(case_id=case.case_id, first_attempt=1)
+    spec = JobSpec(study=str(study.folder), key=KEY, cases=[turn])
+    assert SlurmRunner(cluster).submit(study, batch, [spec]) == ["4242"]
+    commands.say("sbatch", "echo 'Your job 17 of 50 this week'")
+    with pytest.raises(Unanswered, match="gave no job id"):
+        SlurmRunner(cluster).submit(study, batch, [spec])
 
 
 def test_retry_keeps_a_case_off_the_node_that_failed_under_it(
