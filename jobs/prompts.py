@@ -74,8 +74,15 @@ def read_prompts(file: Path, count: int) -> list[str]:
         InputError: it cannot be read or an entry is not `instruction`, `input`, `output`.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{file} cannot be read as prompts: {error}; it must be one JSON list, which "
+            f"`jq -s .` makes of JSON Lines"
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"{file} is nested too deeply to be prompts") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read as prompts: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise InputError(

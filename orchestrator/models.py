@@ -10,7 +10,7 @@ from orchestrator.case import Case
 from orchestrator.checkout import local_path
 from orchestrator.errors import InputError, nearest
 
-_WEIGHTS = ("*.safetensors", "consolidated.*.pth")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth")
 
 
 def shape_of(case: Case) -> ModelShape:

@@ -124,6 +124,13 @@ SIGNATURES: tuple[Signature, ...] = (
     # ---- ranks find one another
     *_lines(
         "launch", False,
+        "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names a network interface that the node lacks: "
+        "`ip -br address` there lists them; correct it, or `rendezvous: interface` of the profile",
+        r"Unable to find address for: \S+",
+        r"Bootstrap : no socket interface found",
+    ),
+    *_lines(
+        "launch", False,
         "this torch was built without libuv, and torchrun needs it: install torch from PyPI",
         r"use_libuv was requested but PyTorch was buil[dt] without libuv",
     ),
@@ -149,7 +156,6 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Watchdog caught collective operation timeout",
         r"Timed out waiting \d+ms for (?:recv|send) operation",
         r"unhandled system error \(run with NCCL_DEBUG",
-        r"Bootstrap : no socket interface found",
         r"Application timeout caused pair closure",
     ),
     # ---- the surroundings of the program

@@ -76,7 +76,7 @@ def _devices(cluster: Cluster) -> Iterator[Check]:
     if not device.is_gpu or cluster.gpu_flag == "none":
         return
     _, said = _ask("sinfo", "-h", "-o", "%G")
-    types = sorted(set(re.findall(r"gpu:([A-Za-z_][\w.-]*)", said)))
+    types = sorted(set(re.findall(r"gpu:([\w.-]*[A-Za-z][\w.-]*)", said)))
     if "gpu" not in said:
         yield fail(
             "sinfo shows no node with GPUs",

@@ -151,6 +151,8 @@ def test_paths_are_expanded(
     ("content", "said"),
     [
         (b"[{", "cannot be read as prompts"),
+        (b"{}\n{}\n", "it must be one JSON list, which `jq -s .` makes of JSON Lines"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "cannot be read as prompts"),
         (b"{}", "must hold a list"),
         (b"[]", "must hold a list"),
@@ -166,6 +168,13 @@ def test_a_file_that_is_not_the_schema_is_named_with_its_entry(
     file.write_bytes(content)
     with pytest.raises(InputError, match=f"{re.escape(str(file))}.*{said}"):
         read_prompts(file, 4)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    entry = {"instruction": "Name three fruits.", "input": "", "output": ""}
+    file.write_text(json.dumps([entry]), encoding="utf-8-sig")
+    assert len(read_prompts(file, 1)) == 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ LINES = [
         True,
     ),
     (
+        "[rank0]:RuntimeError: [enforce fail at third_party/gloo/gloo/transport/tcp/device.cc:84] "
+        "ifa != nullptr. Unable to find address for: ib0",
+        "launch",
+        False,
+    ),
+    (
         "[W923 socket.cpp:764] The server socket has failed to bind to [::]:29400 (errno: 98 - "
         "Address already in use).",
         "launch",

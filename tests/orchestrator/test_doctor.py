@@ -14,6 +14,7 @@ from orchestrator.cli import orch
 from orchestrator.clusters.cluster import PROFILES, cluster_names, load_cluster
 from orchestrator.clusters.hardware import gpu_memories_bytes
 from orchestrator.commands.doctor import findings
+from orchestrator.slurm.doctor import slurm_findings
 from tests.orchestrator.sandbox import CHECKOUT
 
 
@@ -73,6 +74,17 @@ def fake(folder: Path, **scripts: str) -> None:
         script = scripts.get(name, "exit 0")
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
+
+
+def test_a_type_of_gpu_may_begin_with_a_digit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path, sinfo="echo 'gpu:a100:2,gpu:2g.20gb:3(S:0-1)'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    device = {"request": "2g.20gb", "per_node": 3, "cpus": 1, "host_memory": "4GiB"}
+    cluster = load_cluster("slurm", {"devices": {"mig": device}, "device": "mig"})
+    found = list(slurm_findings(cluster, tmp_path, job=False))
+    assert [each for each in found if "no node has GPUs" in each.what] == []
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,14 @@ def test_a_configuration_that_describes_no_llama_is_named(
         checkpoint_shape(tmp_path)
 
 
+def test_older_files_of_pytorch_are_weights_too(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "m")
+    shape = checkpoint_shape(folder)
+    weights = folder / "model-00001-of-00001.safetensors"
+    weights.rename(folder / "pytorch_model.bin")
+    assert checkpoint_shape(folder) == shape
+
+
 def test_a_folder_without_weights_or_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         checkpoint_shape(tmp_path / "gone")
