@@ -77,10 +77,9 @@ def expand(job_id: str) -> list[str]:
 def squeue(job_ids: Iterable[str]) -> Answer:
     """Return what the controller knows: all that wait or run, and what ended a few minutes ago."""
     bases = _bases(job_ids)
-    whom = ["--me"] if len(bases) > _MANY else ["-j", ",".join(bases)]
-    answer = _ask(["squeue", "-h", "-a", "-t", "all", "-o", "|".join(_SQUEUE), *whom])
-    if isinstance(answer, str):
-        return Answer(parse_squeue(answer))
+    # Thousands of ids would not fit on a command line: then all jobs of this user are listed.
+    which = ["--me"] if len(bases) > _MANY else ["-j", ",".join(bases)]
+    answer = _squeue(*which)
     if "Invalid job id specified" in answer.problem:
         return Answer({})  # the only one it was asked about is long gone
     return answer
@@ -92,36 +91,26 @@ def sacct(job_ids: Iterable[str], since: str) -> Answer:
     Args:
         since: date of the oldest job; sacct looks no further back than today by itself.
     """
-    bases = _bases(job_ids)
-    answer = _ask(
-        [
-            "sacct",
-            "-n",
-            "-P",
-            "-S",
-            since,
-            "-o",
-            ",".join(_SACCT),
-            "-j",
-            ",".join(bases),
-        ]
-    )
-    return Answer(parse_sacct(answer)) if isinstance(answer, str) else answer
+    return _sacct(since, "-j", ",".join(_bases(job_ids)))
 
 
 def jobs_named(names: Iterable[str], since: str) -> tuple[Answer, Answer]:
     """Ask squeue and sacct for the jobs of these names."""
     listed = ",".join(names)
-    queued = _ask(
-        ["squeue", "-h", "-a", "-t", "all", "-o", "|".join(_SQUEUE), "-n", listed]
-    )
-    known = _ask(
-        ["sacct", "-n", "-P", "-S", since, "-o", ",".join(_SACCT), "--name", listed]
-    )
-    return (
-        Answer(parse_squeue(queued)) if isinstance(queued, str) else queued,
-        Answer(parse_sacct(known)) if isinstance(known, str) else known,
-    )
+    return _squeue("-n", listed), _sacct(since, "--name", listed)
+
+
+def _squeue(*which: str) -> Answer:
+    # -a: also of hidden partitions. -t all: also those that ended, for as long as it knows them.
+    command = ["squeue", "-h", "-a", "-t", "all", "-o", "|".join(_SQUEUE), *which]
+    answer = _ask(command)
+    return Answer(parse_squeue(answer)) if isinstance(answer, str) else answer
+
+
+def _sacct(since: str, *which: str) -> Answer:
+    command = ["sacct", "-n", "-P", "-S", since, "-o", ",".join(_SACCT), *which]
+    answer = _ask(command)
+    return Answer(parse_sacct(answer)) if isinstance(answer, str) else answer
 
 
 def parse_squeue(text: str) -> dict[str, SlurmJobInfo]:
@@ -130,7 +119,7 @@ def parse_squeue(text: str) -> dict[str, SlurmJobInfo]:
     for line in text.splitlines():
         fields = line.split("|", len(_SQUEUE) - 1)
         if len(fields) < len(_SQUEUE):
-            continue
+            continue  # a site's banner
         job_id, state, elapsed, limit, nodes, name, reason = fields
         one = SlurmJobInfo(
             state=known_state(state),
@@ -155,6 +144,7 @@ def parse_sacct(text: str) -> dict[str, SlurmJobInfo]:
         job_id, state, elapsed, limit, nodes, *name, exit_code = fields
         job, _, step = job_id.partition(".")
         if step:
+            # The job itself may only be FAILED: the kernel killed a rank of its step.
             starved |= {job} if known_state(state) == "OUT_OF_MEMORY" else set()
             continue
         one = SlurmJobInfo(

@@ -102,7 +102,7 @@ def _submit_batch(
     try:
         job_ids = runner.submit(study, batch, specs)
     except Unanswered:
-        raise
+        raise  # the intent stays open: the next submit finds out whether it was accepted
     except OrchError as error:
         ledger.refuse(key, str(error))
         raise
