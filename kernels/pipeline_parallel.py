@@ -8,7 +8,7 @@ have arrived, so no two stages can wait for each other.
 Shapes, in names: B rows, T tokens, D model width, N new tokens.
 """
 
-from collections.abc import Iterator
+from collections import deque
 from itertools import pairwise
 from typing import Any
 
@@ -39,60 +39,66 @@ class PipelineEngine(LlamaEngine):
         super().__init__(**parts)
         self.channels = channels
 
-    def flow(self, rows: int, prompt_tokens: int, new_tokens: int) -> Flow:
-        """Return what goes through the stages in one generation of one replica."""
-        return Flow(
-            schedule=self.strategy.schedule,
-            rows=rows,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            micro_batches=self.strategy.micro_batches,
-            prefill_micro_batches=self.strategy.prefill_micro_batches,
-        )
-
     def run(
         self, batch: Batch, rows: range, generation: Generation, on_token: OnToken
     ) -> Tensor:
         """Run this stage's forward passes, one after the other."""
-        flow = self.flow(batch.size, batch.length, generation.new_tokens)
+        size = batch.size, batch.length, generation.new_tokens
+        flow = Flow.of(self.strategy, *size)
         passes = forward_passes(flow)
         waits = dependencies(flow, passes)
-        state = self.decode_state(batch.size, batch.length, generation.new_tokens)
+        state = self.decode_state(*size)
         state.begin(batch.pad_B, rows, generation)
-        chosen = _ChosenIds(self, flow, state)
-        last_B = batch.pad_B.new_zeros(batch.size)
         for segment in _segments(passes, generation.stop_at_eos):
-            if segment.start and self._all_ended(chosen):
+            if segment.start and self._all_ended(state):
                 break
-            traffic = _Traffic(self, passes, segment, batch, last_B)
+            messages = _Messages(self, passes, segment, state)
             for number in segment:
                 forward = passes[number]
                 self.timeline.at(forward.token, forward.micro_batch)
-                x = traffic.input(number, waits[number])
+                x = messages.input(number, waits[number], batch)
                 x_BTD = self._compute(forward, x, state)
                 if not self.placement.is_last:
-                    traffic.send_hidden(number, x_BTD)
+                    messages.send(number, x_BTD)
                 elif forward.chooses:
-                    traffic.return_ids(number, chosen.next(forward, x_BTD))
-                if (
-                    number + 1 == len(passes)
-                    or passes[number + 1].token > forward.token
-                ):
+                    messages.send(number, self._choose_ids(forward, x_BTD, state, flow))
+                if forward.completes_token(flow):
                     on_token(forward.token)
-            traffic.finish()
-        return self.groups.stages.broadcast(chosen.ids(), self.strategy.stages - 1)
+            messages.finish()
+        return self.groups.stages.broadcast(
+            state.tokens.ids_BN, self.strategy.stages - 1
+        )
 
     def _compute(self, forward: ForwardPass, x: Tensor, state: DecodeState) -> Tensor:
         part = state.part(forward.rows)
         if not forward.token:
             slots_T = state.prompt_slots(forward.columns)
         else:
+            # Filled in place: every step of a micro-batch reads its position from one tensor.
             slots_T = part.slot_1.fill_(forward.columns.start)
         return self.forward(x, part.cache.step(slots_T))
 
-    def _all_ended(self, chosen: "_ChosenIds") -> bool:
-        """Return whether every row has ended, as the last stage knows it."""
-        ended_1 = torch.tensor([chosen.all_ended()], device=self.device).long()
+    def _choose_ids(
+        self, forward: ForwardPass, x_BTD: Tensor, state: DecodeState, flow: Flow
+    ) -> Tensor:
+        """Return the ids [B] that follow from the last stage's hidden states, and keep them."""
+        tokens = state.part(forward.rows).tokens
+        ids_B = self.choose(x_BTD, tokens)
+        if forward.token:
+            tokens.append(ids_B)
+            return ids_B
+        # The micro-batches of the prefill need not be those of decode, and each of those counts
+        # its own tokens: the first ids are appended once every row has one.
+        tokens.last_B.copy_(ids_B)
+        if forward.completes_token(flow):
+            for rows in decode_rows(flow):
+                tokens = state.part(rows).tokens
+                tokens.append(tokens.last_B)
+        return ids_B
+
+    def _all_ended(self, state: DecodeState) -> bool:
+        """Return whether every row has ended, which only the last stage knows by itself."""
+        ended_1 = torch.tensor([state.tokens.all_ended()], device=self.device).long()
         self.groups.stages.broadcast(ended_1, self.strategy.stages - 1)
         return bool(ended_1)
 
@@ -103,135 +109,90 @@ class PipelineEngine(LlamaEngine):
 
 def _segments(passes: list[ForwardPass], may_end: bool) -> list[range]:
     """Cut the passes where all stages agree whether to go on; one segment if rows cannot end."""
-    starts = [0]
-    for number, forward in enumerate(passes):
-        begins_token = number > 0 and forward.token > passes[number - 1].token
-        if may_end and begins_token and forward.token % _TOKENS_PER_SEGMENT == 0:
-            starts.append(number)
+    # Not after every token: to agree, the pipeline must drain, and async would be gpipe.
+    starts = [
+        number
+        for number, forward in enumerate(passes)
+        if forward.micro_batch == 0
+        and forward.token % _TOKENS_PER_SEGMENT == 0
+        and (may_end or forward.token == 0)
+    ]
     return [range(*segment) for segment in pairwise([*starts, len(passes)])]
 
 
-class _Traffic:
-    """What one stage receives and sends during one segment of a generation."""
+class _Messages:
+    """What one stage receives and sends during one segment of a generation.
+
+    A segment's receives are all matched by its sends, so that nothing is in transit when the
+    stages agree to stop.
+    """
 
     def __init__(
         self,
         engine: PipelineEngine,
         passes: list[ForwardPass],
         segment: range,
-        batch: Batch,
-        last_B: Tensor,
+        state: DecodeState,
     ) -> None:
-        self._passes, self._segment, self._batch = passes, segment, batch
-        self._last_B = last_B
-        """On the first stage: the last ids of each row, which its next pass takes in."""
-        self._returned = segment.start
-        """Passes whose ids are back."""
-        self._is_first = engine.placement.is_first
+        self._passes, self._segment, self._state = passes, segment, state
         channels, ahead = engine.channels, AHEAD[engine.device.type]
-        self._to_next = Sender(channels.to_next) if channels.to_next else None
-        self._to_first = self._hidden = self._ids = None
+        # Each stage sends to one other: hidden states to the next, or ids to the first.
+        outward = channels.to_next or channels.to_first
+        self._sender = Sender(outward) if outward else None
+        self._hidden = self._ids = None
+        self._awaited: deque[int] = deque()
+        """On the first stage: passes whose ids are not back yet."""
+        own = [passes[number] for number in segment]
         if channels.from_previous:
-            buffers = self._hidden_buffers(engine)
+            buffers = (
+                engine.new_hidden(len(each.rows), len(each.columns)) for each in own
+            )
             self._hidden = Receiver(
                 channels.from_previous, buffers, ahead, engine.timeline
             )
-        if channels.to_first and self._is_first:
-            self._ids = Receiver(
-                channels.to_first, self._id_buffers(), ahead, engine.timeline
-            )
         elif channels.to_first:
-            self._to_first = Sender(channels.to_first)
+            # Received into the rows that the next pass reads. A receive posted early cannot
+            # overwrite ids still to be read: new ones follow from the pass that reads the old.
+            buffers = (
+                state.part(each.rows).tokens.last_B for each in own if each.chooses
+            )
+            self._ids = Receiver(channels.to_first, buffers, ahead, engine.timeline)
+            self._awaited += (each for each in segment if passes[each].chooses)
 
-    def _hidden_buffers(self, engine: PipelineEngine) -> Iterator[Any]:
-        for number in self._segment:
-            forward = self._passes[number]
-            size = len(forward.rows), len(forward.columns)
-            yield lambda size=size: engine.new_hidden(*size)
-
-    def _id_buffers(self) -> Iterator[Any]:
-        for number in self._segment:
-            forward = self._passes[number]
-            if forward.chooses:
-                rows = len(forward.rows)
-                yield lambda rows=rows: self._last_B.new_empty(rows)
-
-    def input(self, number: int, after: int) -> Tensor:
+    def input(self, number: int, after: int, batch: Batch) -> Tensor:
         """Return a pass's ids [B, T] or hidden states, once the ids up to `after` are back."""
-        # The first stage starts this pass once those ids are back: what led to them needs
-        # nothing more of this stage to arrive, so waiting for it cannot deadlock.
-        for sender in (self._to_next, self._to_first):
-            if sender:
-                sender.release(after)
-        if self._hidden:
-            return self._hidden.receive()
-        self._receive_ids(after)
         forward = self._passes[number]
-        rows = slice(forward.rows.start, forward.rows.stop)
+        if self._hidden:
+            x = self._hidden.receive()
+        else:
+            self._receive_ids(after)
+            x = self._input_ids(forward, batch)
+        # The first stage began this pass with the ids up to `after` at hand, so every message
+        # that led to them has arrived: waiting for those sends takes no time.
+        self._release(after)
+        return x
+
+    def _input_ids(self, forward: ForwardPass, batch: Batch) -> Tensor:
         if forward.token:
-            return self._last_B[rows, None]
-        return self._batch.ids_BT[rows, forward.columns.start : forward.columns.stop]
+            return self._state.part(forward.rows).tokens.last_B[:, None]
+        rows, columns = forward.rows, forward.columns
+        return batch.ids_BT[rows.start : rows.stop, columns.start : columns.stop]
 
     def _receive_ids(self, up_to: int) -> None:
-        while self._returned <= up_to:
-            forward = self._passes[self._returned]
-            self._returned += 1
-            if self._ids and forward.chooses:
-                self._keep(forward, self._ids.receive())
+        while self._ids and self._awaited and self._awaited[0] <= up_to:
+            self._awaited.popleft()
+            self._ids.receive()
 
-    def _keep(self, forward: ForwardPass, ids_B: Tensor) -> None:
-        self._last_B[forward.rows.start : forward.rows.stop] = ids_B
+    def _release(self, up_to: int) -> None:
+        if self._sender:
+            self._sender.release(up_to)
 
-    def send_hidden(self, number: int, x_BTD: Tensor) -> None:
-        """Send hidden states to the next stage."""
-        assert self._to_next is not None
-        self._to_next.send(number, x_BTD)
-
-    def return_ids(self, number: int, ids_B: Tensor) -> None:
-        """Send chosen ids to the first stage, or keep them if this is the only one."""
-        if self._to_first:
-            self._to_first.send(number, ids_B)
-        else:
-            self._keep(self._passes[number], ids_B)
+    def send(self, number: int, x: Tensor) -> None:
+        """Send a pass's hidden states to the next stage, or the last stage's ids to the first."""
+        if self._sender:
+            self._sender.send(number, x)
 
     def finish(self) -> None:
         """Receive the ids that are still to come, and wait for the last sends."""
-        if self._is_first:
-            self._receive_ids(self._segment.stop - 1)
-        for sender in (self._to_next, self._to_first):
-            if sender:
-                sender.release(self._segment.stop)
-
-
-class _ChosenIds:
-    """The ids that the last stage chooses; on other stages they are empty."""
-
-    def __init__(self, engine: PipelineEngine, flow: Flow, state: DecodeState) -> None:
-        self._engine, self._state = engine, state
-        self._rows = decode_rows(flow)
-        self._tokens = [state.part(rows).tokens for rows in self._rows]
-        # The micro-batches of the prefill need not be those of decode, so the first ids are
-        # collected over all rows before the micro-batches of decode begin with them.
-        self._first_B = torch.zeros(flow.rows, dtype=torch.int64, device=engine.device)
-
-    def next(self, forward: ForwardPass, x_BTD: Tensor) -> Tensor:
-        """Return the ids [B] that follow from the hidden states of a pass."""
-        if forward.token:
-            tokens = self._tokens[forward.micro_batch]
-            ids_B = self._engine.choose(x_BTD, tokens)
-            tokens.append(ids_B)
-            return ids_B
-        ids_B = self._engine.choose(x_BTD, self._state.part(forward.rows).tokens)
-        self._first_B[forward.rows.start : forward.rows.stop] = ids_B
-        if forward.rows.stop == len(self._first_B):
-            for rows, tokens in zip(self._rows, self._tokens, strict=True):
-                tokens.append(self._first_B[rows.start : rows.stop])
-        return ids_B
-
-    def all_ended(self) -> bool:
-        """Return whether nothing is left to do."""
-        return all(tokens.all_ended() for tokens in self._tokens)
-
-    def ids(self) -> Tensor:
-        """Return all ids [B, N]."""
-        return self._state.tokens.ids_BN
+        self._receive_ids(self._segment.stop)
+        self._release(self._segment.stop)

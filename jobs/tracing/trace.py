@@ -66,24 +66,13 @@ def facts(case: Case, columns: int, traced: list[Traced]) -> TraceFacts:
         idle_share(busy(each.spans), 1, (start_s, end_s)) if each.spans else 1.0
         for each in traced
     ]
+    rows = case.strategy.in_flight or case.batch_size
+    flow = Flow.of(case.strategy, rows, columns, case.new_tokens)
     return TraceFacts(
         window_s=end_s - start_s,
         idle_share=sum(shares) / len(shares),
         idle_share_of_ranks=shares,
-        schedule_idle_share=bubble(flow_of(case, columns), case.strategy.stages),
-    )
-
-
-def flow_of(case: Case, columns: int) -> Flow:
-    """Return what goes through the stages of one replica."""
-    strategy = case.strategy
-    return Flow(
-        schedule=strategy.schedule,
-        rows=strategy.in_flight or case.batch_size,
-        prompt_tokens=columns,
-        new_tokens=case.new_tokens,
-        micro_batches=strategy.micro_batches,
-        prefill_micro_batches=strategy.prefill_micro_batches,
+        schedule_idle_share=bubble(flow, case.strategy.stages),
     )
 
 

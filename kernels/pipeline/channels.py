@@ -6,8 +6,8 @@ and two stages could wait for each other.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import islice, pairwise
 
 from torch import Tensor
 from torch.distributed import Work
@@ -57,19 +57,19 @@ class Receiver:
     def __init__(
         self,
         group: Group,
-        buffers: Iterable[Callable[[], Tensor]],
+        buffers: Iterator[Tensor],
         ahead: int,
         timeline: Timeline,
     ) -> None:
         """
         Args:
-            buffers: each allocates the tensor for one message, in the order of the messages.
+            buffers: yields the tensor for each message, in order; taken when its receive is posted.
             ahead: receives to post before they are needed.
         """
         self._group = group
         self._ahead = ahead
         self._timeline = timeline
-        self._buffers = iter(buffers)
+        self._buffers = buffers
         self._posted: deque[tuple[Work | None, Tensor]] = deque()
 
     def receive(self) -> Tensor:
@@ -83,8 +83,7 @@ class Receiver:
         return tensor
 
     def _post(self, count: int) -> None:
-        while len(self._posted) < count and (allocate := next(self._buffers, None)):
-            tensor = allocate()
+        for tensor in islice(self._buffers, max(0, count - len(self._posted))):
             self._posted.append((self._group.start_receive(tensor, 0), tensor))
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kernels.placement import split_evenly
+from kernels.strategies import Strategy
 
 SCHEDULES = ("sequential", "gpipe", "async")
 """`sequential` is model parallelism: one batch, one stage at work at a time."""
@@ -44,6 +45,20 @@ class Flow:
     """Of decode; at most one per row."""
     prefill_micro_batches: int = 0
     """0: as many as decode. More than there are rows cut the prompts by columns too."""
+
+    @classmethod
+    def of(
+        cls, strategy: Strategy, rows: int, prompt_tokens: int, new_tokens: int
+    ) -> "Flow":
+        """Return what goes through the stages of one replica."""
+        return cls(
+            schedule=strategy.schedule,
+            rows=rows,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            micro_batches=strategy.micro_batches,
+            prefill_micro_batches=strategy.prefill_micro_batches,
+        )
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -70,6 +85,10 @@ class ForwardPass:
     """Of the cache that it writes: a chunk of the prompt, or the column of one token."""
     chooses: bool = True
     """Whether ids follow from it; not from the earlier chunks of a prompt."""
+
+    def completes_token(self, flow: Flow) -> bool:
+        """Return whether it is the last pass of its token."""
+        return self.chooses and self.rows.stop == flow.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +158,7 @@ def dependencies(flow: Flow, passes: Sequence[ForwardPass]) -> list[int]:
     token_ends = -1
     waits = []
     for number, each in enumerate(passes):
-        if number and each.token != passes[number - 1].token:
+        if each.micro_batch == 0:
             token_ends = number - 1
         if not each.token:
             waits.append(-1)
