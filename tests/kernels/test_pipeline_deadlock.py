@@ -106,7 +106,7 @@ class Numbers(PipelineEngine):
         self.placement = SimpleNamespace(  # type: ignore[assignment]
             stage=stage, is_first=stage == 0, is_last=stage == last
         )
-        self.seen: list[ForwardPass] = []
+        self.seen: list[tuple[ForwardPass, int]] = []
 
     def decode_state(self, rows: int, prompt: int, new_tokens: int) -> DecodeState:
         cache: Any = SimpleNamespace(
@@ -119,7 +119,7 @@ class Numbers(PipelineEngine):
         return torch.empty((rows, tokens, 1), dtype=torch.int64)
 
     def _compute(self, forward: ForwardPass, x: Tensor, state: Any) -> Tensor:
-        self.seen.append(forward)
+        self.seen.append((forward, x.data_ptr()))
         x_BTD = x[..., None] if self.placement.is_first else x
         assert x_BTD.shape[:2] == (len(forward.rows), len(forward.columns))
         return stage_of(x_BTD, self.placement.stage)
@@ -145,12 +145,13 @@ def expected_ids(batch: Batch, stages: int, new_tokens: int) -> Tensor:
 
 def run(
     strategy: Strategy, batch: Batch, generation: Generation
-) -> tuple[list[Tensor], list[OneWay]]:
-    """Every stage's ids, and the channels."""
+) -> tuple[list[Tensor], list[OneWay], list[Numbers]]:
+    """Every stage's ids, the channels, and the stages."""
     count = strategy.stages
     onward, back = [OneWay() for _ in range(count - 1)], OneWay()
     stages = Stages(count)
     results: list[Any] = [None] * count
+    engines: list[Any] = [None] * count
 
     def work(stage: int) -> None:
         channels = SimpleNamespace(
@@ -158,10 +159,10 @@ def run(
             to_next=onward[stage] if stage < count - 1 else None,
             to_first=back if count > 1 and stage in (0, count - 1) else None,
         )
-        engine = Numbers(strategy, stage, channels, stages.of(stage))
+        engines[stage] = Numbers(strategy, stage, channels, stages.of(stage))
         try:
             rows = range(batch.size)
-            results[stage] = engine.run(batch, rows, generation, ignore)
+            results[stage] = engines[stage].run(batch, rows, generation, ignore)
         except Exception as error:
             results[stage] = error
 
@@ -173,7 +174,7 @@ def run(
     for result in results:
         if isinstance(result, Exception):
             raise result
-    return results, [*onward, back]
+    return results, [*onward, back], engines
 
 
 @settings(max_examples=150, deadline=None)
@@ -209,7 +210,7 @@ def test_no_deadlock_and_no_mix_up_at_any_number_of_stages_and_micro_batches(
     batch = Batch(ids_BT, torch.zeros(rows, dtype=torch.int64))
     generation = Generation(new_tokens=new_tokens)
     with patch.dict(AHEAD, cpu=ahead):
-        results, channels = run(strategy, batch, generation)
+        results, channels, _ = run(strategy, batch, generation)
     expected = expected_ids(batch, stages, new_tokens)
     assert all(torch.equal(ids, expected) for ids in results)
     assert all(each.is_empty for each in channels)
@@ -223,8 +224,26 @@ def test_a_stop_leaves_nothing_in_the_channels(schedule: str) -> None:
     batch = Batch(torch.arange(4)[:, None], torch.zeros(4, dtype=torch.int64))
     all_ids = tuple(range(VOCAB))
     ending = Generation(new_tokens=50, eos_ids=all_ids, stop_at_eos=True)
-    results, channels = run(strategy, batch, ending)
+    results, channels, _ = run(strategy, batch, ending)
     assert all(each.is_empty for each in channels)
     for ids in results:
         assert torch.equal(ids[:, :1], expected_ids(batch, 3, 1))
         assert (ids[:, 1:] == -1).all()
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("schedule", ["gpipe", "async"])
+def test_the_first_stage_reads_a_micro_batch_s_ids_from_one_place(
+    schedule: str, stages: int
+) -> None:
+    """So that a captured step can be replayed."""
+    strategy = Parallel(
+        pipeline=PipelineParallel(
+            degree=stages, schedule=schedule, micro_batches=3, prefill_micro_batches=2
+        )
+    )
+    batch = Batch(torch.arange(7)[:, None], torch.zeros(7, dtype=torch.int64))
+    _, _, engines = run(strategy, batch, Generation(new_tokens=6))
+    decoding = [each for each in engines[0].seen if each[0].token]
+    assert len(decoding) == 5 * 3
+    assert len({(each.micro_batch, place) for each, place in decoding}) == 3
