@@ -73,15 +73,15 @@ def test_the_bubble_of_sleeping_layers_is_nearer_its_own_schedule_than_the_other
         own, others = (
             theory(each, stages, micro_batches) for each in (schedule, other)
         )
-        # Other work on the machine can only add idle time, a wrong schedule is wrong every time.
+        # Other work on the machine can only add idle time, so the least idle of some runs
+        # counts. One run would not do: with enough idle time added, async looks like gpipe.
         seen = []
         for _ in range(4):
-            measured = measured_bubble(ranks(stages), strategy)
-            seen.append(measured)
-            if abs(measured - own) < abs(measured - others):
-                break
-        else:
-            pytest.fail(f"{schedule}: {own} expected, {others} is {other}'s: {seen}")
+            seen.append(measured_bubble(ranks(stages), strategy))
+            is_nearer_own = abs(min(seen) - own) < abs(min(seen) - others)
+            if is_nearer_own and own < others:
+                break  # less idle time brings it nearer still
+        assert is_nearer_own, f"{own} expected, {others} is {other}'s: {seen}"
 
 
 def measured_bubble(ranks: Ranks, strategy: Strategy) -> float:
