@@ -97,6 +97,8 @@ def partition(
         PartitionError: the layers do not fit, however they are split.
     """
     cost = _stage_cost(layers, devices, link)
+    # Twice: first the time of the slowest stage alone, then the most even stages that keep it,
+    # which are those with the least sum of squares.
     slowest, _ = _programme(len(layers), len(devices), degrees, cost, max)
     if math.isinf(slowest):
         raise PartitionError(_reason(layers, devices, degrees))
@@ -127,14 +129,15 @@ def _stage_cost(
 
     def cost(k: int, j: int, n: int, m: int) -> float:
         degree = m - n
-        room = min(device.memory_bytes for device in devices[n:m])
-        if (held[j] - held[k]) / degree > room:
+        memory_bytes = min(device.memory_bytes for device in devices[n:m])
+        if (held[j] - held[k]) / degree > memory_bytes:
             return math.inf
         # Shards wait for each other, so the slowest device sets the pace of its stage.
         speed = min(device.speed for device in devices[n:m])
         compute = (seconds[j] - seconds[k]) / degree / speed
-        sums = sum(2 * link.all_reduce_s(each, degree) for each in sent[k:j])
-        return compute + sums + (link.hop_s(sent[k - 1]) if k else 0.0)
+        # Two a layer: after attention and after the feed-forward network.
+        all_reduces = sum(2 * link.all_reduce_s(each, degree) for each in sent[k:j])
+        return compute + all_reduces + (link.hop_s(sent[k - 1]) if k else 0.0)
 
     return cost
 
@@ -144,29 +147,36 @@ def _programme(
     num_devices: int,
     degrees: Sequence[int],
     cost: _Cost,
-    join: Callable[[float, float], float],
+    combine: Callable[[float, float], float],
 ) -> tuple[float, list[tuple[int, int, int, int]]]:
-    """The least joined cost and the stages (k, j, n, m) that have it; [] where it is infinite."""
+    """Return the least total cost and its stages (k, j, n, m); no stages if it is infinite.
+
+    Args:
+        cost: of one stage.
+        combine: adds a stage's cost to that of the stages before it.
+    """
     best = {(0, 0): 0.0}
-    came: dict[tuple[int, int], tuple[int, int]] = {}
+    previous: dict[tuple[int, int], tuple[int, int]] = {}
+    """Layers and devices (j, m) → those (k, n) before the last stage of the best split."""
     for m in range(1, num_devices + 1):
         for j in range(1, num_layers + 1):
             best[j, m] = math.inf
             for n in sorted({m - degree for degree in degrees if degree <= m}):
                 for k in range(j):
+                    # Costs are never negative, so this start cannot become the better one.
                     if best.get((k, n), math.inf) >= best[j, m]:
                         continue
-                    joined = join(best[k, n], cost(k, j, n, m))
-                    if joined < best[j, m]:
-                        best[j, m], came[j, m] = joined, (k, n)
-    total = best[num_layers, num_devices]
+                    total = combine(best[k, n], cost(k, j, n, m))
+                    if total < best[j, m]:
+                        best[j, m], previous[j, m] = total, (k, n)
+    least = best[num_layers, num_devices]
     cuts: list[tuple[int, int, int, int]] = []
-    at = (num_layers, num_devices)
-    while not math.isinf(total) and at != (0, 0):
-        before = came[at]
-        cuts.append((before[0], at[0], before[1], at[1]))
-        at = before
-    return total, cuts[::-1]
+    j, m = num_layers, num_devices
+    while not math.isinf(least) and (j, m) != (0, 0):
+        k, n = previous[j, m]
+        cuts.append((k, j, n, m))
+        j, m = k, n
+    return least, cuts[::-1]
 
 
 def _reason(
