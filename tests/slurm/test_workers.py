@@ -285,12 +285,13 @@ def test_a_record_waits_for_a_full_disk_to_have_room_again(
     small_disk: VirtualSlurm, tmp_path: Path
 ) -> None:
     desk = Desk(small_disk, tmp_path)
-    desk.submit([{"strategy": "single", "gpus": 1}])
+    # Long enough that the disk is full before the worker has a record to file.
+    desk.submit([{"strategy": "single", "gpus": 1, "repeats": 200}])
     small_disk.wait(desk.workers, "the worker", 120)
     filler = tmp_path / "results/filler"
-    with contextlib.suppress(OSError):
-        for size in range(1, 10**6):
-            filler.write_bytes(bytes(1024 * size))
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1024))
     small_disk.wait(lambda: not desk.workers(), "the worker to end", 120)
     assert not list(desk.study.rglob("record.json"))
     filler.unlink()
