@@ -1,8 +1,8 @@
-"""All tests, as `make test` runs them: three parts at once, then what compares clocks, alone.
+"""All tests, as `make test` runs them: four parts at once, then what compares clocks, alone.
 
     python tests/run.py [PYTEST OPTIONS]
 
-Most tests wait for processes, so three of them share two cores well. What a part writes is shown
+Most tests wait for processes, so four of them share two cores well. What a part writes is shown
 when it ends; the last part's as it comes. Exit code 1 where a part failed.
 """
 
@@ -15,8 +15,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 AT_ONCE = {
     "Slurm with accounting": ["tests/slurm", "-m", "accounting and not alone"],
     "Slurm without": ["tests/slurm", "-m", "not accounting and not alone"],
-    "everything else": ["tests", "--ignore=tests/slurm", "-m", "not alone"],
-}
+    "kernels and jobs": ["tests/kernels", "tests/jobs", "-m", "not alone"],
+    "everything else": [
+        "tests", *(f"--ignore=tests/{part}" for part in ("slurm", "kernels", "jobs")),
+        "-m", "not alone",
+    ],
+}  # fmt: skip
 ALONE = ["tests", "-m", "alone"]
 
 
