@@ -99,6 +99,22 @@ def test_who_saw_the_death_too_late_does_not_take_the_lock_from_its_successor(
     assert json.loads(file.read_text()) == vars(first)
 
 
+def test_a_successor_waits_while_another_one_takes_over(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    dead, first, second = (
+        Holder("here", 1, 0.0, "2026-01-01T00:00:00+00:00", name * 32) for name in "def"
+    )
+    file.write_text(json.dumps(vars(dead)))
+    late = threading.Thread(target=module._take_over, args=(file, dead, second))
+    with locked(file.with_name(f"lock.{dead.token[:12]}")):
+        late.start()
+        late.join(0.5)
+        assert late.is_alive(), "it did not wait for the one that takes over"
+        file.write_text(json.dumps(vars(first)))
+    late.join()
+    assert json.loads(file.read_text()) == vars(first)
+
+
 def test_who_waits_is_told_for_whom_and_gives_up_in_the_end(tmp_path: Path) -> None:
     process = hold(tmp_path / "lock", 60)
     told: list[Holder] = []
