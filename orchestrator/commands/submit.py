@@ -174,7 +174,7 @@ def submit_target(target: Target, runner_of: RunnerOf = runner_of) -> Done:
     if ledger.damaged_lines:
         says.append(
             f"{study.ledger_file}: {counted(ledger.damaged_lines, 'line')} cannot be read; jobs "
-            f"that only such a line names are not known: look for them with squeue"
+            f"that only such a line names are not known: look for them (on Slurm, with squeue)"
         )
     return Done(plans, says, bool(outcome.problems))
 

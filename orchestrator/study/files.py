@@ -144,7 +144,7 @@ class Study:
         return self.folder / "cases" / case_id
 
     def case_file(self, case_id: str) -> Path:
-        """Return the case as JSON, for the ranks of a job."""
+        """Return the file with the case as JSON, for the ranks of a job."""
         return self.case_dir(case_id) / "case.json"
 
     def create(self) -> None:
